@@ -1,0 +1,59 @@
+"""The three errors of the gateway, each named for who must act.
+
+    GatewayError
+    ├── ConfigError     the operator: nothing starts
+    ├── MessageError    the sender, or an operator with the dead letter: trying again changes nothing
+    └── PeerError       nobody yet: the other side is away, busy or broken, and is tried again
+
+Anything else that is raised is a bug of ours: logged once with its traceback, and the message is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Refusal = Literal[
+    "refused",  # the content is wrong: HTTP 422, MLLP AE
+    "malformed",  # the bytes are not what their content type says: HTTP 400, MLLP AE
+    "too_large",  # over a limit: HTTP 413
+    "unsupported",  # a content type that the source does not take: HTTP 415
+    "unauthenticated",  # HTTP 401
+    "forbidden",  # HTTP 403
+    "internal",  # a bug of ours: HTTP 500, MLLP AR
+]
+
+
+class GatewayError(Exception):
+    """What the gateway raises on purpose. Its text says subject, what was found, what was expected, what to do."""
+
+
+class ConfigError(GatewayError):
+    """The operator must act: `routes.yaml`, a file that it names, or the machine is not as it must be."""
+
+
+class MessageError(GatewayError):
+    """The message can't pass, now or later: the sender is told where it can be, else it is a dead letter.
+
+    `code` says what kind of refusal it is, so that an adapter can choose its protocol's word for it.
+    """
+
+    def __init__(self, text: str, *, code: Refusal = "refused") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class PeerError(GatewayError):
+    """The other side could not take it now. It is tried again where the route retries, else the sender does.
+
+    reconnect: the link is broken: the engine closes it and opens it again, once for all sends that used it.
+    wait_s: how long the peer itself asked to be left alone (HTTP `Retry-After`), in seconds; None: it did not say.
+    too_late: there was no answer within the time allowed, and the peer may have acted (HTTP 504 rather than 502).
+    """
+
+    def __init__(
+        self, text: str, *, reconnect: bool = False, wait_s: float | None = None, too_late: bool = False
+    ) -> None:
+        super().__init__(text)
+        self.reconnect = reconnect
+        self.wait_s = wait_s
+        self.too_late = too_late

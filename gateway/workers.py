@@ -1,0 +1,79 @@
+"""Fixed tasks that do what a source hands over: bounded, made on demand, no task per message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Workers(Generic[T]):
+    """Up to `count` tasks that call `work` with what was put, in the order it was put.
+
+    Use it as `async with Workers(work, count=256) as workers`. A task is made when there is work and none is free,
+    and stays. When the context ends all tasks are cancelled, and what is still waiting is let go: the source has not
+    settled it. `work` handles its own errors; what it raises ends the context with that error.
+    """
+
+    def __init__(self, work: Callable[[T], Awaitable[None]], *, count: int, name: str = "worker") -> None:
+        self._work = work
+        self._count = count
+        self._name = name
+        self._waiting: deque[T] = deque()
+        self._free: list[asyncio.Future[None]] = []
+        self._tasks = asyncio.TaskGroup()
+        self._made = 0
+        self._room: asyncio.Future[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Workers[T]:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._workers:
+            task.cancel()
+        await self._tasks.__aexit__(kind, error, trace)
+
+    @property
+    def busy(self) -> bool:
+        """Whether everything that was put would now have to wait for a free task."""
+        return not self._free and self._made >= self._count
+
+    def put(self, item: T) -> None:
+        """Hands over. Never waits: bound what you put by `busy`, `room` or your own window."""
+        self._waiting.append(item)
+        if self._free:
+            free = self._free.pop()
+            if not free.done():
+                free.set_result(None)
+        elif self._made < self._count:
+            self._made += 1
+            task = self._tasks.create_task(self._run(), name=f"{self._name}-{self._made}")
+            self._workers.add(task)
+
+    async def room(self) -> None:
+        """Returns once nothing that was put is still waiting for a free task."""
+        while self._waiting:
+            if self._room is None or self._room.done():
+                self._room = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._room)
+
+    async def _run(self) -> None:
+        waiting, work, free = self._waiting, self._work, self._free
+        loop = asyncio.get_running_loop()
+        while True:
+            while waiting:
+                item = waiting.popleft()
+                if not waiting and self._room is not None and not self._room.done():
+                    self._room.set_result(None)
+                await work(item)
+            idle = loop.create_future()
+            free.append(idle)
+            await idle
