@@ -81,6 +81,8 @@ class Host(Protocol):
 
     route: str
     """The name of the route; of a shared connection, that of the connection."""
+    target: str
+    """The name of the target or call that a sink serves: the stable id that it sends is `message.id + "." + target`."""
     limits: Limits
     data: Path
     """A folder of the gateway's own, 0700."""

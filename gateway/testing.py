@@ -79,12 +79,14 @@ class FakeHost:
         self,
         *,
         route: str = "test",
+        target: str = "target",
         limits: Limits | None = None,
         data: Path | None = None,
         clock: Clock | None = None,
         principals: dict[tuple[str | None, str | None], Principal] | None = None,
     ) -> None:
         self.route = route
+        self.target = target
         self.limits = limits or Limits()
         self.data = data or Path(tempfile.mkdtemp(prefix="gateway-test-"))
         self.clock: Clock = clock or SystemClock()
