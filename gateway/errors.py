@@ -34,12 +34,16 @@ class ConfigError(GatewayError):
 class MessageError(GatewayError):
     """The message can't pass, now or later: the sender is told where it can be, else it is a dead letter.
 
-    `code` says what kind of refusal it is, so that an adapter can choose its protocol's word for it.
+    code: what kind of refusal it is, so that an adapter can choose its protocol's word for it.
+    reply: the Message that a peer refused it with, if it answered with one.
+    place: the step or target that raised it, such as `steps.2.map`; the engine fills it in.
     """
 
-    def __init__(self, text: str, *, code: Refusal = "refused") -> None:
+    def __init__(self, text: str, *, code: Refusal = "refused", reply: object | None = None) -> None:
         super().__init__(text)
         self.code = code
+        self.reply = reply
+        self.place: str | None = None
 
 
 class PeerError(GatewayError):
@@ -48,12 +52,20 @@ class PeerError(GatewayError):
     reconnect: the link is broken: the engine closes it and opens it again, once for all sends that used it.
     wait_s: how long the peer itself asked to be left alone (HTTP `Retry-After`), in seconds; None: it did not say.
     too_late: there was no answer within the time allowed, and the peer may have acted (HTTP 504 rather than 502).
+    reply: the Message that the peer answered with all the same (HTTP 500 and its body).
     """
 
     def __init__(
-        self, text: str, *, reconnect: bool = False, wait_s: float | None = None, too_late: bool = False
+        self,
+        text: str,
+        *,
+        reconnect: bool = False,
+        wait_s: float | None = None,
+        too_late: bool = False,
+        reply: object | None = None,
     ) -> None:
         super().__init__(text)
         self.reconnect = reconnect
         self.wait_s = wait_s
         self.too_late = too_late
+        self.reply = reply

@@ -160,6 +160,8 @@ class Message(Struct, kw_only=True, gc=False, eq=False):
     """W3C trace context."""
     principal: Principal | None = None
     """Who sent it, as authenticated."""
+    context: Mapping[str, Any] = _NOTHING
+    """What steps of the route put aside: a `call` its reply, a `try` the error. It stays inside the route."""
     formats: Formats = _NO_FORMATS
     """How `body` and `tree` become each other. The engine fills it in."""
 

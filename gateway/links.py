@@ -1,0 +1,270 @@
+"""Who reconnects: the engine, for all. Links hold what a component opened, notice a loss at once and open again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from gateway.errors import ConfigError, PeerError
+from gateway.message import Message
+from gateway.observe import Observed, Peer
+from gateway.ports import Clock, Deliver, Host, Send, Shared, Sink, Source
+
+log = logging.getLogger("gateway.links")
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 0.1
+MAX_WAIT_S = 30.0
+STEADY_S = 5.0
+"""A link that lived this long starts its waits anew."""
+OPENING_S = 5.0
+"""How long a send waits for a link that is being opened."""
+
+
+def peer_error_in(error: BaseException) -> PeerError | None:
+    """The PeerError that an exception is or carries; None when anything in it is something else."""
+    if isinstance(error, PeerError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = [peer_error_in(inner) for inner in error.exceptions]
+        return found[0] if found and all(found) else None
+    return None
+
+
+class Waits:
+    """Growing waits between two tries of a link, with jitter: 0.1 s to 30 s, anew once a link was steady."""
+
+    def __init__(self, clock: Clock, luck: Callable[[], float]) -> None:
+        self._clock = clock
+        self._luck = luck
+        self._failures = 0
+        self._began = clock.monotonic()
+
+    def began(self) -> None:
+        """A try begins."""
+        self._began = self._clock.monotonic()
+
+    async def after_failure(self, asked_s: float | None) -> None:
+        """Waits as long as the failures so far ask for. A steady link that is lost is tried again at once."""
+        if self._clock.monotonic() - self._began >= STEADY_S:
+            self._failures = 0
+        else:
+            grown = min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**self._failures)
+            self._failures = min(self._failures + 1, 20)
+            await self._clock.sleep(max(grown * (0.5 + 0.5 * self._luck()), min(asked_s or 0.0, MAX_WAIT_S)))
+
+
+class Link:
+    """A sink, held open. `send` goes through the open one; a PeerError(reconnect=True) opens it anew, once for all."""
+
+    def __init__(self, sink: Sink, host: Host, peer: Peer, observed: Observed, luck: Callable[[], float]) -> None:
+        self._sink = sink
+        self._host = host
+        self._peer = peer
+        self._observed = observed
+        self._waits = Waits(host.clock, luck)
+        self._send: Send | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._opened = asyncio.Event()
+        self._down: str | None = None
+
+    async def hold(self) -> None:
+        """Keeps the sink open until cancelled."""
+        try:
+            while True:
+                self._waits.began()
+                error = await self._held_once()
+                self._observed.became(self._peer, "down", str(error))
+                self._down = str(error)
+                self._opened.set()  # who waits for the link to open hears that it did not
+                await self._waits.after_failure(error.wait_s)
+                self._opened.clear()
+                self._down = None
+        finally:
+            self._down = "the route is stopping"
+            self._opened.set()
+            self._observed.became(self._peer, "stopped")
+
+    async def _held_once(self) -> PeerError:
+        try:
+            async with self._sink.open(self._host) as send:
+                lost = self._lost = asyncio.get_running_loop().create_future()
+                self._send = send
+                self._opened.set()
+                self._observed.became(self._peer, "up")
+                await lost
+        except (Exception, asyncio.CancelledError) as error:
+            found = peer_error_in(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            if found is not None:
+                return found
+            if isinstance(error, ConfigError):
+                return PeerError(str(error))
+            log.exception("sink failed", extra={"route": self._host.route, "peer": self._host.target})
+            return PeerError(f"{self._host.target}: the sink failed; see the log")
+        finally:
+            self._send = self._lost = None
+            self._opened.clear()
+        return PeerError(f"{self._host.target}: the link was lost", reconnect=True)
+
+    async def send(self, message: Message) -> Message | None:
+        """Sends through the open link.
+
+        Raises:
+            PeerError: it is not open and did not open within 5 s, or the sink raised it.
+        """
+        send, lost = self._send, self._lost
+        if send is None:
+            send, lost = await self._wait_open()
+        try:
+            return await send(message)
+        except PeerError as error:
+            if error.reconnect and lost is not None and not lost.done():
+                lost.set_exception(error)
+            raise
+
+    async def _wait_open(self) -> tuple[Send, asyncio.Future[None] | None]:
+        try:
+            async with asyncio.timeout(OPENING_S):
+                while self._send is None:
+                    await self._opened.wait()
+                    if self._down is not None:
+                        raise PeerError(f"not connected: {self._down}")
+                    if self._send is None:
+                        await asyncio.sleep(0)
+        except TimeoutError:
+            raise PeerError(f"not connected: {self._host.target} did not open within {OPENING_S:g} s") from None
+        return self._send, self._lost
+
+
+async def keep_running(
+    source: Source,
+    host: Host,
+    deliver: Deliver,
+    peer: Peer,
+    observed: Observed,
+    luck: Callable[[], float],
+    tried: Callable[[], None],
+) -> None:
+    """Runs a source until cancelled, again and again when its peer fails.
+
+    tried: called once the source is ready, and once its first try failed: either way the start need not wait.
+
+    Raises:
+        ConfigError: before it was ever ready: it can't run as configured (an address in use, say).
+    """
+    waits = Waits(host.clock, luck)
+    was_ready = False
+
+    def ready() -> None:
+        nonlocal was_ready
+        was_ready = True
+        observed.became(peer, "up")
+        tried()
+
+    while True:
+        waits.began()
+        try:
+            await source.run(host, deliver, ready)
+            error = PeerError(f"{peer.name}: the source ended")
+        except asyncio.CancelledError:
+            observed.became(peer, "stopped")
+            raise
+        except Exception as raised:
+            found = peer_error_in(raised)
+            if found is None and isinstance(raised, ConfigError) and not was_ready:
+                raise
+            if found is None and not isinstance(raised, ConfigError):
+                log.exception("source failed", extra={"route": host.route, "peer": peer.name})
+            error = found or PeerError(
+                str(raised) if isinstance(raised, ConfigError) else f"{peer.name}: the source failed; see the log"
+            )
+        observed.became(peer, "down", str(error))
+        tried()
+        await waits.after_failure(error.wait_s)
+
+
+class _Entry(Generic[T]):
+    """One open shared thing: a task holds it, users lease it."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.value: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.close = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Shares:
+    """Connections and listeners by their settings: equal settings are one instance, first user opens, last closes."""
+
+    def __init__(self) -> None:
+        self._entries: dict[object, _Entry[Any]] = {}
+
+    @asynccontextmanager
+    async def lease(self, what: Shared[T], host: Host) -> AsyncIterator[T]:
+        """The open instance of `what`, for as long as the context lasts.
+
+        Raises:
+            PeerError: it could not be opened; or, out of the context: its link was lost.
+        """
+        entry: _Entry[T] = self._entries.get(what) or self._start(what, host)
+        entry.users += 1
+        loop = asyncio.get_running_loop()
+        scope = asyncio.timeout(None)
+
+        def notice(_lost: asyncio.Future[None]) -> None:
+            scope.reschedule(loop.time())
+
+        try:
+            value = await asyncio.shield(entry.value)
+            async with scope:
+                entry.lost.add_done_callback(notice)
+                try:
+                    yield value
+                finally:
+                    entry.lost.remove_done_callback(notice)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            error = entry.lost.exception()
+            text = str(error) if isinstance(error, PeerError) else f"{type(what).__name__}: the link was lost"
+            raise PeerError(text, reconnect=True) from error
+        finally:
+            entry.users -= 1
+            if entry.users == 0:
+                await self._closed(what, entry)
+
+    def _start(self, what: Shared[T], host: Host) -> _Entry[T]:
+        entry = self._entries[what] = _Entry[T]()
+        entry.task = asyncio.create_task(self._hold(what, host, entry), name=f"share:{type(what).__name__}")
+        return entry
+
+    async def _closed(self, what: Shared[T], entry: _Entry[T]) -> None:
+        if self._entries.get(what) is entry:
+            del self._entries[what]
+        entry.close.set()
+        if entry.task is not None:
+            await asyncio.shield(asyncio.wait({entry.task}))
+
+    async def _hold(self, what: Shared[T], host: Host, entry: _Entry[T]) -> None:
+        error: BaseException = PeerError(f"{type(what).__name__}: the link was lost", reconnect=True)
+        try:
+            async with what.open(host) as value:
+                if not entry.value.done():
+                    entry.value.set_result(value)
+                await entry.close.wait()
+        except (Exception, asyncio.CancelledError) as raised:
+            error = peer_error_in(raised) or raised
+        finally:
+            if self._entries.get(what) is entry:
+                del self._entries[what]
+            for waiting in (entry.value, entry.lost):
+                if not waiting.done():
+                    waiting.set_exception(error)
+                    waiting.exception()  # users may all be gone: then nobody needs to hear it
