@@ -18,6 +18,7 @@ from gateway.message import (
     rfc3339,
 )
 from gateway.ports import Clock, Credentials, Deliver, Format, Host, Send, Shared, Sink, Source, Step
+from gateway.registry import FormatField
 from gateway.settings import (
     Address,
     AddressField,
@@ -58,6 +59,7 @@ __all__ = [
     "Expression",
     "Folder",
     "Format",
+    "FormatField",
     "Host",
     "Limits",
     "Listen",

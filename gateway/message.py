@@ -19,6 +19,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import replace as _replace
 
 from gateway.errors import MessageError, Refusal
+from gateway.limits import Limits
 
 Tree: TypeAlias = dict[str, Any] | list[Any] | str | int | float | Decimal | bool | None
 """JSON-shaped plain data. Treat it as read-only: steps build new trees, they never change one in place."""
@@ -28,6 +29,11 @@ JSON = "application/json"
 
 class Formats(Protocol):
     """How a body's bytes become a tree and back, chosen by content type. The engine lends it to each message."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a body may ask of a format."""
+        ...
 
     def parse(self, body: bytes, content_type: str) -> Tree:
         """The tree of these bytes. Raises MessageError(code="malformed") when they are not of that type."""
@@ -40,6 +46,8 @@ class Formats(Protocol):
 
 class _NoFormats:
     """The formats of a message that no route has taken in yet."""
+
+    limits = Limits()
 
     def parse(self, body: bytes, content_type: str) -> Tree:
         raise MessageError(f"message: no format was lent to parse {content_type!r}; is it outside a route?")

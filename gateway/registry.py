@@ -11,7 +11,11 @@ import pkgutil
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import GetJsonSchemaHandler, ValidationError, ValidationInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+from pydantic_core.core_schema import ErrorType
 
 from gateway.errors import ConfigError, MessageError
 from gateway.limits import Limits
@@ -76,6 +80,118 @@ def module(group: Literal["adapters", "transforms"], word: str) -> ModuleType | 
     return None
 
 
+def read_component(kind: Kind, value: object, context: object = None) -> Settings:
+    """The component that a YAML value names: `word`, `{word: settings}`, or `{word: value}` where it is nameless.
+
+    context: the `Loading` that its fields may need.
+
+    Raises:
+        ValidationError: its settings are wrong; places start with the word, and name no nameless setting.
+        ValueError: there is no such component, or the value is not of that form.
+    """
+    word, given = _split(kind, value)
+    try:
+        found = component(kind, word)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    nameless = getattr(found, "nameless", None)
+    if nameless is not None:
+        settings = {} if given is _BARE else {nameless: given}
+    elif given is _BARE:
+        settings = {}
+    elif isinstance(given, dict):
+        settings = given
+    else:
+        shown = "nothing" if given is None else type(given).__name__
+        raise _wrong_settings(word, f"expected the settings of {word} as key: value, got {shown}")
+    try:
+        return found.model_validate(settings, context=context)
+    except ValidationError as error:
+        raise _placed(error, word, nameless) from error
+
+
+_BARE = object()
+
+
+def _split(kind: Kind, value: object) -> tuple[str, object]:
+    if isinstance(value, str):
+        return value, _BARE
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"expected the name of a {kind.lower()}, or name: settings, got {value!r:.60}")
+    if len(value) > 1:
+        raise ValueError(f"expected one component, got two keys: {', '.join(map(str, value))}")
+    ((word, given),) = value.items()
+    return str(word), given
+
+
+def _wrong_settings(word: str, text: str) -> ValidationError:
+    line = InitErrorDetails(type=PydanticCustomError("settings", "{text}", {"text": text}), loc=(word,), input=None)
+    return ValidationError.from_exception_data(word, [line])
+
+
+_KNOWN = frozenset(get_args(ErrorType))
+
+
+def _placed(error: ValidationError, word: str, nameless: str | None) -> ValidationError:
+    """The same complaints, at places as the file has them: below the word, without the setting that has no name."""
+    lines = []
+    for line in error.errors(include_url=False):
+        place = line["loc"][1:] if nameless is not None and line["loc"][:1] == (nameless,) else line["loc"]
+        kind: str | PydanticCustomError = line["type"]
+        if kind not in _KNOWN:
+            kind = PydanticCustomError("settings", "{text}", {"text": line["msg"]})
+        lines.append(InitErrorDetails(type=kind, loc=(word, *place), input=line["input"], ctx=line.get("ctx", {})))
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+class ComponentField:
+    """What makes a pydantic field of one component: `Annotated[Sink, ComponentField("Sink")]`."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        def read(value: object, info: ValidationInfo) -> object:
+            return value if isinstance(value, Settings) else read_component(self.kind, value, info.context)
+
+        return core_schema.with_info_plain_validator_function(
+            read, serialization=core_schema.plain_serializer_function_ser_schema(_written)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        forms: list[dict[str, Any]] = [{"enum": words(self.kind)}]
+        for word in words(self.kind):
+            found = component(self.kind, word)
+            settings = handler(found.__pydantic_core_schema__)
+            nameless = getattr(found, "nameless", None)
+            if nameless is not None:
+                settings = handler.resolve_ref_schema(settings)["properties"][nameless]
+            forms.append(
+                {"type": "object", "properties": {word: settings}, "required": [word], "additionalProperties": False}
+            )
+        return {"anyOf": forms}
+
+
+def _written(value: Settings) -> object:
+    word = type(value).__module__.rpartition(".")[2]
+    settings = value.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    nameless = getattr(value, "nameless", None)
+    if nameless is not None:
+        return {word: settings.get(nameless)}
+    return {word: settings} if settings else word
+
+
+def component_field(kind: Kind) -> ComponentField:
+    """The mark of a field that holds a component of this kind, written as in `read_component`."""
+    return ComponentField(kind)
+
+
+FormatField = Annotated[Format, component_field("Format")]
+"""The field type of a setting that names a format: `xml`, or `{xml: {root: Order}}`."""
+
+
 def _bundled(group: str) -> list[str]:
     package = importlib.import_module(group)
     return [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
@@ -102,6 +218,10 @@ _BY_CONTENT_TYPE = {
     "text/xml": "xml",
     "text/plain": "text",
     "application/x-www-form-urlencoded": "form",
+    "text/csv": "csv",
+    "application/msgpack": "msgpack",
+    "application/vnd.msgpack": "msgpack",
+    "application/x-msgpack": "msgpack",
     "application/hl7-v2": "hl7",
     "x-application/hl7-v2+er7": "hl7",
 }
@@ -112,12 +232,12 @@ class _Formats:
     """The formats by content type, with one route's limits; each is imported and made on first use."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._made: dict[str, Format] = {}
 
     def parse(self, body: bytes, content_type: str) -> Tree:
         known = self._made.get(content_type) or self._find(content_type)
-        return known.parse(body, content_type, self._limits)
+        return known.parse(body, content_type, self.limits)
 
     def format(self, tree: Tree, content_type: str) -> bytes:
         known = self._made.get(content_type) or self._find(content_type)
