@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import entry_points
-from types import ModuleType
-from typing import Annotated, Any, Literal, get_args
+from types import MappingProxyType, ModuleType
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import GetJsonSchemaHandler, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
@@ -21,8 +22,9 @@ from gateway.errors import ConfigError, MessageError
 from gateway.limits import Limits
 from gateway.message import Formats, Tree
 from gateway.ports import Format
-from gateway.settings import Settings
+from gateway.settings import Loading, Settings
 
+S = TypeVar("S", bound=Settings)
 Kind = Literal["Source", "Sink", "Connection", "Format", "Step"]
 
 _GROUPS: dict[str, Literal["adapters", "transforms"]] = {
@@ -45,7 +47,7 @@ def words(kind: Kind) -> list[str]:
     return sorted(found)
 
 
-def component(kind: Kind, word: str) -> type[Settings]:
+def component(kind: Kind, word: str, more: tuple[str, ...] = ()) -> type[Settings]:
     """The class of this kind that the word names.
 
     Raises:
@@ -54,8 +56,9 @@ def component(kind: Kind, word: str) -> type[Settings]:
     group = _GROUPS[kind]
     found = getattr(module(group, word), kind, None) if word.isidentifier() else None
     if found is None:
-        near = get_close_matches(word, words(kind), 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(words(kind))}"
+        known = sorted({*words(kind), *more})
+        near = get_close_matches(word, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
         raise ConfigError(f'no {kind.lower()} is called "{word}"{hint}')
     assert isinstance(found, type)
     assert issubclass(found, Settings)
@@ -80,10 +83,12 @@ def module(group: Literal["adapters", "transforms"], word: str) -> ModuleType | 
     return None
 
 
-def read_component(kind: Kind, value: object, context: object = None) -> Settings:
+def read_component(
+    kind: Kind, value: object, context: object = None, more: Mapping[str, type[Settings]] = MappingProxyType({})
+) -> Settings:
     """The component that a YAML value names: `word`, `{word: settings}`, or `{word: value}` where it is nameless.
 
-    context: the `Loading` that its fields may need.
+    context: the `Loading` that its fields may need. more: words of the language itself, such as the patterns.
 
     Raises:
         ValidationError: its settings are wrong; places start with the word, and name no nameless setting.
@@ -91,7 +96,7 @@ def read_component(kind: Kind, value: object, context: object = None) -> Setting
     """
     word, given = _split(kind, value)
     try:
-        found = component(kind, word)
+        found = more.get(word) or component(kind, word, tuple(more))
     except ConfigError as error:
         raise ValueError(str(error)) from error
     nameless = getattr(found, "nameless", None)
@@ -103,11 +108,103 @@ def read_component(kind: Kind, value: object, context: object = None) -> Setting
         settings = given
     else:
         shown = "nothing" if given is None else type(given).__name__
-        raise _wrong_settings(word, f"expected the settings of {word} as key: value, got {shown}")
+        raise _wrong((word,), f"expected the settings of {word} as key: value, got {shown}")
     try:
+        if "connection" in found.model_fields:
+            settings = _with_connection(found, word, settings, context)
         return found.model_validate(settings, context=context)
     except ValidationError as error:
         raise _placed(error, word, nameless) from error
+
+
+def _with_connection(found: type[Settings], word: str, settings: dict[str, Any], context: object) -> dict[str, Any]:
+    """The settings with a Connection object in `connection`: the one it names, or one made of those written inline."""
+    kind = component("Connection", word)
+    inline = {
+        key: value for key, value in settings.items() if key in kind.model_fields and key not in found.model_fields
+    }
+    named = settings.get("connection")
+    if named is None:
+        if not inline:
+            needed = [name for name, field in kind.model_fields.items() if field.is_required()]
+            raise _wrong(
+                ("connection",),
+                f"a required key is missing: connection (a name under connections:), or {', '.join(needed)}",
+            )
+        rest = {key: value for key, value in settings.items() if key not in inline}
+        return {**rest, "connection": kind.model_validate(inline, context=context)}
+    if inline:
+        raise _wrong(
+            (next(iter(inline)),), f"{next(iter(inline))} belongs to the connection; write it under connections.{named}"
+        )
+    known = context.connections if isinstance(context, Loading) else {}
+    connection = known.get(named) if isinstance(named, str) else None
+    if connection is None:
+        near = get_close_matches(str(named), known, 1)
+        hint = f"; did you mean {near[0]}?" if near else "; name an entry of connections:"
+        raise _wrong(("connection",), f'no connection is called "{named}"{hint}')
+    if not isinstance(connection, kind):
+        raise _wrong(
+            ("connection",), f"connection {named} is not of {word}; name one that is, or write its settings here"
+        )
+    if isinstance(context, Loading):
+        context.used.add(f"connections.{named}")
+    return {**settings, "connection": connection}
+
+
+def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Callable[[Any], S], context: object) -> S:
+    """Reads settings that hold one component beside their own keys: `{http: {…}, name: crm, when: …}`.
+
+    found: the class read; field: its field for the component; handler: pydantic's own reading of the rest.
+
+    Raises:
+        ValidationError: of the component and of the other keys, all at once.
+    """
+    if isinstance(value, str):
+        value = {value: {}} if getattr(component(kind, value), "nameless", None) is None else {value: None}
+    if not isinstance(value, dict):
+        raise ValueError(f"expected the name of a {kind.lower()}, or name: settings, got {value!r:.60}")
+    if field in value:
+        return handler(value)
+    own = {name for name in found.model_fields if name != field}
+    foreign = [key for key in value if key not in own]
+    if len(foreign) > 1:
+        known = [key for key in foreign if key in words(kind)]
+        odd = [key for key in foreign if key not in known] or foreign[1:]
+        near = get_close_matches(str(odd[0]), sorted(own), 1)
+        hint = (
+            f"; did you mean {near[0]}?"
+            if near
+            else f"; beside the {kind.lower()} there may be {', '.join(sorted(own))}"
+        )
+        raise _wrong((odd[0],), f'unknown key "{odd[0]}"{hint}')
+    lines: list[InitErrorDetails] = []
+    rest: dict[str, Any] = {key: value[key] for key in value if key in own}
+    if foreign and "name" in own:
+        rest.setdefault("name", foreign[0])
+    try:
+        if not foreign:
+            raise ValueError(
+                f"a {kind.lower()} is missing: write its name with its settings, such as {words(kind)[0]}: {{…}}"
+            )
+        rest[field] = read_component(kind, {foreign[0]: value[foreign[0]]}, context)
+    except ValidationError as error:
+        lines += _lines(error)
+    except ValueError as error:
+        at = tuple(foreign[:1])
+        lines.append(
+            InitErrorDetails(type=PydanticCustomError("settings", "{text}", {"text": str(error)}), loc=at, input=None)
+        )
+    try:
+        return handler(rest)
+    except ValidationError as error:
+        lines += [line for line in _lines(error) if line.get("loc") != (field,) or not lines]
+        raise ValidationError.from_exception_data(error.title, lines) from error
+
+
+def _wrong(place: tuple[str | int, ...], text: str) -> ValidationError:
+    line = InitErrorDetails(type=PydanticCustomError("settings", "{text}", {"text": text}), loc=place, input=None)
+    return ValidationError.from_exception_data("settings", [line])
 
 
 _BARE = object()
@@ -124,24 +221,26 @@ def _split(kind: Kind, value: object) -> tuple[str, object]:
     return str(word), given
 
 
-def _wrong_settings(word: str, text: str) -> ValidationError:
-    line = InitErrorDetails(type=PydanticCustomError("settings", "{text}", {"text": text}), loc=(word,), input=None)
-    return ValidationError.from_exception_data(word, [line])
-
-
 _KNOWN = frozenset(get_args(ErrorType))
 
 
 def _placed(error: ValidationError, word: str, nameless: str | None) -> ValidationError:
     """The same complaints, at places as the file has them: below the word, without the setting that has no name."""
+    lines = _lines(error)
+    for line in lines:
+        place = line.get("loc", ())
+        line["loc"] = (word, *(place[1:] if nameless is not None and place[:1] == (nameless,) else place))
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+def _lines(error: ValidationError) -> list[InitErrorDetails]:
     lines = []
     for line in error.errors(include_url=False):
-        place = line["loc"][1:] if nameless is not None and line["loc"][:1] == (nameless,) else line["loc"]
         kind: str | PydanticCustomError = line["type"]
         if kind not in _KNOWN:
             kind = PydanticCustomError("settings", "{text}", {"text": line["msg"]})
-        lines.append(InitErrorDetails(type=kind, loc=(word, *place), input=line["input"], ctx=line.get("ctx", {})))
-    return ValidationError.from_exception_data(error.title, lines)
+        lines.append(InitErrorDetails(type=kind, loc=line["loc"], input=line["input"], ctx=line.get("ctx", {})))
+    return lines
 
 
 class ComponentField:

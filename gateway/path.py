@@ -1,0 +1,131 @@
+"""Steps, compiled at load to one path: plain steps are called, only what waits is awaited."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
+
+from gateway.errors import MessageError
+from gateway.message import Message
+from gateway.ports import Clock, Send, Sink, Step
+
+log = logging.getLogger("gateway.path")
+
+Walk = Callable[[Message], Awaitable[list[Message]]]
+"""What a pattern runs as: one message in; those that go on out, none when it was filtered."""
+
+
+class Binding(Protocol):
+    """What a route lends to its patterns when it starts."""
+
+    clock: Clock
+
+    def path(self, steps: Sequence[Step | Pattern], place: str) -> Path:
+        """These steps, bound to the same route."""
+        ...
+
+    def call(self, sink: Sink, name: str) -> Send:
+        """A send to a sink that the route holds open, with the route's retry."""
+        ...
+
+    def tap(self, sink: Sink, name: str) -> Callable[[Message], None]:
+        """A best-effort hand-over to a sink that the route holds open: dropped and counted when full."""
+        ...
+
+
+@runtime_checkable
+class Pattern(Protocol):
+    """A step that waits, branches or remembers."""
+
+    word: ClassVar[str]
+
+    @property
+    def pure(self) -> bool:
+        """Whether running it again on the same message gives the same and touches nothing."""
+        ...
+
+    def bind(self, binding: Binding, place: str) -> Walk:
+        """The pattern as it runs in one route; `place` is where it stands, such as `steps.2.choose`."""
+        ...
+
+
+class Path:
+    """A bound list of steps. Call it with a message to get those that go on."""
+
+    def __init__(self, steps: Sequence[Step | Pattern], binding: Binding, place: str) -> None:
+        self.pure = all(getattr(step, "pure", True) for step in steps)
+        self._parts: list[_Plain | Walk] = []
+        plain: list[tuple[str, Step]] = []
+        for index, step in enumerate(steps):
+            at = f"{place}.{index}.{word_of(step)}"
+            if isinstance(step, Pattern):
+                if plain:
+                    self._parts.append(_Plain(plain))
+                    plain = []
+                self._parts.append(_placed(step.bind(binding, at), at))
+            else:
+                plain.append((at, step))
+        if plain:
+            self._parts.append(_Plain(plain))
+        only_plain = len(self._parts) == 1 and isinstance(self._parts[0], _Plain)
+        self.plain: _Plain | None = self._parts[0] if only_plain else None  # type: ignore[assignment]
+        """All of it as one plain call, when nothing in it waits: message to message, None when filtered."""
+        self.empty = not self._parts
+
+    async def __call__(self, message: Message) -> list[Message]:
+        """The messages that go on.
+
+        Raises:
+            MessageError: with `place`, from the step that refused it.
+            PeerError: from a call that could not be made.
+        """
+        messages = [message]
+        for part in self._parts:
+            if isinstance(part, _Plain):
+                run = part
+                messages = [after for before in messages if (after := run(before)) is not None]
+            else:
+                messages = [after for before in messages for after in await part(before)]
+        return messages
+
+
+class _Plain:
+    """Steps that are called one after the other."""
+
+    __slots__ = ("_places", "_steps")
+
+    def __init__(self, steps: list[tuple[str, Step]]) -> None:
+        self._places = [place for place, _ in steps]
+        self._steps = [step.__call__ for _, step in steps]
+
+    def __call__(self, message: Message) -> Message | None:
+        index = 0
+        after: Message | None = message
+        try:
+            for step in self._steps:
+                after = step(after)  # type: ignore[arg-type]
+                if after is None:
+                    return None
+                index += 1
+        except MessageError as error:
+            error.place = error.place or self._places[index]
+            raise
+        return after
+
+
+def _placed(walk: Walk, place: str) -> Walk:
+    async def placed(message: Message) -> list[Message]:
+        try:
+            return await walk(message)
+        except MessageError as error:
+            error.place = error.place or place
+            raise
+
+    return placed
+
+
+def word_of(component: object) -> str:
+    """The word of `routes.yaml` that names this component: the name of its module, or a pattern's own word."""
+    word = getattr(component, "word", None)
+    return word if isinstance(word, str) else type(component).__module__.rpartition(".")[2]
