@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
+from gateway import units
 from gateway.expressions import Expression
 from gateway.layers import Circuit, Retry
 from gateway.limits import Limits
@@ -14,7 +15,7 @@ from gateway.patterns import Steps
 from gateway.ports import Sink, Source
 from gateway.registry import component_in, read_component
 from gateway.settings import Address, AddressField, Folder, Settings
-from gateway.units import Duration, Size, duration, size
+from gateway.units import Duration, Size
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$"
 
@@ -128,9 +129,13 @@ class Api(Settings):
 class Retention(Settings):
     """How long finished messages are kept. Pending and dead ones are kept until they are done or discarded."""
 
-    age: Duration = Field(duration("7d"), description="delivered and filtered messages older than this are removed")
-    size: Size = Field(size("10GiB"), description="the largest journal: older finished messages are removed before it")
-    reserve: Size = Field(size("512MiB"), description="free disk space below which nothing more is accepted")
+    age: Duration = Field(
+        units.duration("7d"), description="delivered and filtered messages older than this are removed"
+    )
+    size: Size = Field(
+        units.size("10GiB"), description="the largest journal: older finished messages are removed before it"
+    )
+    reserve: Size = Field(units.size("512MiB"), description="free disk space below which nothing more is accepted")
 
 
 class Gateway(Settings):
@@ -141,7 +146,7 @@ class Gateway(Settings):
     journal: Literal["sqlite"] = Field("sqlite", description="where stored messages are kept")
     retention: Retention = Field(Retention(), description="how long finished messages are kept")
     api: Api = Field(Api(), description="the control plane")
-    grace: Duration = Field(duration("30s"), description="how long a stop waits for messages in flight")
+    grace: Duration = Field(units.duration("30s"), description="how long a stop waits for messages in flight")
     limits: Limits = Field(Limits(), description="limits of all routes")
 
     defaults: ClassVar[dict[str, str]] = {"data": "./var"}

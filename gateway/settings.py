@@ -5,6 +5,7 @@ Field types read the text of `routes.yaml` and hold a checked value; past this p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ class Loading:
     """The entries of `connections:`, by name: settings objects."""
     listeners: Mapping[Address, ServerTls] = field(default_factory=dict)
     """The TLS of `listeners:` entries, by address."""
+    files: dict[Path, str] = field(default_factory=dict)
+    """The files that components named, with a digest of what they held at load: a change of theirs is a change."""
     used: set[str] = field(default_factory=set)
     """Connections (`connections.<name>`) and listeners (`listeners.<address>`) that some component named."""
 
@@ -123,7 +126,8 @@ def _in_folder(path: Path, info: ValidationInfo) -> Path:
 def _exists(path: Path, info: ValidationInfo) -> Path:
     whole = _in_folder(path, info)
     if not whole.is_file():
-        raise ValueError(f"no such file: {whole}; relative paths start at the folder of the file that names them")
+        raise ValueError(f"no such file: {path}; relative paths start at the folder of the file that names them")
+    loading(info).files[whole] = hashlib.sha256(whole.read_bytes()).hexdigest()
     return whole
 
 

@@ -1,0 +1,188 @@
+"""What a single setting can't know: checks across the parts of a route and across routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gateway.language import Route, Target
+from gateway.path import Pattern, word_of
+from gateway.patterns import Call, Choose, Split, Tap, Try, When
+
+Loc = tuple[str | int, ...]
+Finding = tuple[Loc, str]
+
+_CHECKS = ("validate", "filter")
+
+
+def cross_checks(routes: Mapping[str, Route]) -> Iterator[Finding]:
+    """What is wrong, with its place."""
+    for name, route in routes.items():
+        at: Loc = ("routes", name)
+        yield from _names(route, at)
+        yield from _accept(route, at)
+        yield from _acknowledgement(route, at)
+    yield from _claims(routes)
+    yield from _channels(routes)
+
+
+def notes(routes: Mapping[str, Route]) -> Iterator[Finding]:
+    """Where messages can be lost although nothing is wrong: at-most-once sources and targets say so of themselves."""
+    for name, route in routes.items():
+        at: Loc = ("routes", name)
+        for place, component in (
+            *_sources(route, at),
+            *((where, target.sink) for where, target in _targets(route, at)),
+        ):
+            said = getattr(component, "at_most_once", None)
+            if said:
+                yield place, f"{'.'.join(map(str, place))}: at most once: {said}"
+
+
+def _names(route: Route, at: Loc) -> Iterator[Finding]:
+    seen: dict[str, Loc] = {}
+    named = [(place, target.name) for place, target in _targets(route, at)]
+    named += [(place, step.name) for place, step in steps_of(route, at) if isinstance(step, Call)]
+    for place, name in named:
+        if name in seen:
+            yield place, f'the name "{name}" is taken in this route; give this one a name: of its own'
+        seen[name] = place
+
+
+def _accept(route: Route, at: Loc) -> Iterator[Finding]:
+    for index, step in enumerate(route.accept):
+        if word_of(step) not in _CHECKS:
+            yield (
+                (*at, "accept", index),
+                f"{word_of(step)} is no check: accept takes {' and '.join(_CHECKS)}; write it under steps:",
+            )
+
+
+def _acknowledgement(route: Route, at: Loc) -> Iterator[Finding]:
+    if route.order_by is not None and route.ack != "stored":
+        yield (*at, "order_by"), f"it needs ack: stored, got ack: {route.ack}; order is kept by the journal"
+    if route.ack != "stored":
+        for place, target in _targets(route, at):
+            if "retry" in target.model_fields_set:
+                yield (
+                    (*place, "retry"),
+                    f"it needs ack: stored, got ack: {route.ack}: without the journal the sender tries again, not we",
+                )
+    if route.ack == "reply":
+        if len(route.to) > 1 and route.match == "all":
+            yield (
+                (*at, "to"),
+                "ack: reply needs one target, or match: first; with several nobody knows whose reply counts",
+            )
+        for place, step in steps_of(route, at):
+            if isinstance(step, Split) and step.join is None:
+                yield place, "ack: reply needs a split with join: list; otherwise nobody knows whose reply counts"
+
+
+def _claims(routes: Mapping[str, Route]) -> Iterator[Finding]:
+    """Components name what they need for themselves (an address, a path on it) in `claims`."""
+    taken: dict[str, str] = {}
+    for name, route in routes.items():
+        at: Loc = ("routes", name)
+        for place, component in (
+            *_sources(route, at),
+            *((where, target.sink) for where, target in _targets(route, at)),
+        ):
+            for claim in claims_of(component):
+                if claim in taken:
+                    yield place, f"{claim} is taken by {taken[claim]}; choose another"
+                taken.setdefault(claim, f"route {name}")
+
+
+def claims_of(component: object) -> tuple[str, ...]:
+    """What a component needs for itself alone: what it says in `claims`, else the address that it listens on."""
+    said = getattr(component, "claims", None)
+    if isinstance(said, tuple):
+        return said
+    listen = getattr(component, "listen", None)
+    return (f"{listen}",) if listen is not None and not str(listen).endswith(":0") else ()
+
+
+def _channels(routes: Mapping[str, Route]) -> Iterator[Finding]:
+    readers: dict[str, list[str]] = {}
+    for name, route in routes.items():
+        for _, source in _sources(route, ()):
+            if word_of(source) == "channel":
+                readers.setdefault(getattr(source, "name", ""), []).append(name)
+    writers: dict[str, list[tuple[Loc, str]]] = {}
+    for name, route in routes.items():
+        for place, sink in _all_sinks(route, ("routes", name)):
+            if word_of(sink) != "channel":
+                continue
+            channel = getattr(sink, "name", "")
+            writers.setdefault(name, []).append((place, channel))
+            if channel not in readers:
+                yield (
+                    place,
+                    f'nobody reads the channel "{channel}"; give a route from: {{channel: {channel}}}, or use drop',
+                )
+    yield from _cycles(readers, writers)
+
+
+def _cycles(readers: dict[str, list[str]], writers: dict[str, list[tuple[Loc, str]]]) -> Iterator[Finding]:
+    for start, sinks in writers.items():
+        for place, channel in sinks:
+            seen: set[str] = set()
+            ahead = list(readers.get(channel, []))
+            while ahead:
+                route = ahead.pop()
+                if route == start:
+                    yield (
+                        place,
+                        f"the channel {channel} leads back to this route, {start}: messages would go round for ever",
+                    )
+                    break
+                if route not in seen:
+                    seen.add(route)
+                    ahead += [reader for _, out in writers.get(route, []) for reader in readers.get(out, [])]
+
+
+def _sources(route: Route, at: Loc) -> Iterator[tuple[Loc, Any]]:
+    for index, source in enumerate(route.sources):
+        yield (*at, "from", index, word_of(source)), source
+
+
+def _targets(route: Route, at: Loc) -> Iterator[tuple[Loc, Target]]:
+    for index, target in enumerate(route.to):
+        yield (*at, "to", index), target
+    if route.dead_letter is not None:
+        yield (*at, "dead_letter"), route.dead_letter
+
+
+def _all_sinks(route: Route, at: Loc) -> Iterator[tuple[Loc, Any]]:
+    for place, target in _targets(route, at):
+        yield place, target.sink
+    for place, step in steps_of(route, at):
+        if isinstance(step, Call | Tap):
+            yield place, step.sink
+
+
+def steps_of(route: Route, at: Loc) -> Iterator[tuple[Loc, Any]]:
+    """Every step of a route with its place, those inside other steps too."""
+    yield from _walk(route.accept, (*at, "accept"))
+    yield from _walk(route.steps, (*at, "steps"))
+    for place, target in _targets(route, at):
+        yield from _walk(target.steps, (*place, "steps"))
+
+
+def _walk(steps: tuple[Any, ...], at: Loc) -> Iterator[tuple[Loc, Any]]:
+    for index, step in enumerate(steps):
+        place: Loc = (*at, index)
+        yield place, step
+        if not isinstance(step, Pattern):
+            continue
+        inner: Loc = (*place, step.word)
+        if isinstance(step, Choose):
+            for number, branch in enumerate(step.branches):
+                kind = "steps" if isinstance(branch, When) else "otherwise"
+                yield from _walk(branch.steps if isinstance(branch, When) else branch.otherwise, (*inner, number, kind))
+        elif isinstance(step, Split):
+            yield from _walk(step.steps, (*inner, "steps"))
+        elif isinstance(step, Try):
+            yield from _walk(step.steps, (*inner, "steps"))
+            yield from _walk(step.catch, (*inner, "catch"))

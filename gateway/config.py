@@ -1,0 +1,185 @@
+"""`routes.yaml` → checked settings. Every complaint at once, each with file, line, column and what to write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from gateway.checks import cross_checks, notes
+from gateway.documents import Complaint, Complaints, Document, complaints_of, did_you_mean, read
+from gateway.language import NAME, File, Gateway, Route
+from gateway.registry import read_component
+from gateway.settings import Address, AddressField, Loading, ServerTls, Settings
+
+Loc = tuple[str | int, ...]
+
+_NAME = re.compile(NAME)
+_ADDRESS: TypeAdapter[Address] = TypeAdapter(AddressField)
+
+
+@dataclass(frozen=True)
+class Configured:
+    """One route as configured. Equal: nothing that it depends on has changed (files that it names included)."""
+
+    name: str
+    settings: Route
+    files: Mapping[Path, str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration that can run."""
+
+    path: Path
+    gateway: Gateway
+    routes: Mapping[str, Configured]
+    shown: Mapping[str, Any] = field(repr=False)
+    """The file as written, for display: with references, never with secrets."""
+    notes: tuple[str, ...] = ()
+    """What an operator should know of it: where messages can be lost, with file and line."""
+
+
+def load(path: Path) -> Config:
+    """The configuration in a file, or in a folder whose `*.yaml` files are merged.
+
+    Raises:
+        Complaints: all that is wrong with it.
+    """
+    return _Reading(read(path), path).config()
+
+
+class _Listener(Settings):
+    tls: ServerTls | None = None
+
+
+class _Reading:
+    """Reads one document section by section, collecting complaints."""
+
+    def __init__(self, document: Document, path: Path) -> None:
+        self._document = document
+        self._path = path
+        self._complaints: list[Complaint] = []
+        self._connections: dict[str, Any] = {}
+        self._listeners: dict[Address, ServerTls | None] = {}
+        self._used: set[str] = set()
+
+    def config(self) -> Config:
+        data = self._document.data
+        self._check_top(data)
+        gateway = self._read_gateway(data.get("gateway"))
+        self._read_listeners(data.get("listeners"))
+        self._read_connections(data.get("connections"))
+        routes = self._read_routes(data.get("routes"), gateway)
+        for place, text in cross_checks({name: route.settings for name, route in routes.items()}):
+            self._complain(place, text)
+        if not self._complaints:
+            self._check_unused()
+        if self._complaints or gateway is None:
+            raise Complaints(self._complaints)
+        known = tuple(
+            f"{self._document.place(place)}: {text}"
+            for place, text in notes({name: route.settings for name, route in routes.items()})
+        )
+        return Config(self._path, gateway, routes, self._document.raw, known)
+
+    def _check_top(self, data: dict[str, Any]) -> None:
+        known = list(File.model_fields)
+        for key in data:
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; there are: {', '.join(known)}"
+                self._complain((key,), f'unknown key "{key}"{hint}', key=True)
+        if "version" not in data:
+            self._complain((), "a required key is missing: version; write version: 1 at the top")
+        elif data["version"] != 1 or isinstance(data["version"], bool):
+            self._complain(("version",), f"expected 1, got {self._document.shown(('version',))}")
+        if not isinstance(data.get("routes"), dict) or not data["routes"]:
+            self._complain(("routes",), "expected at least one route, as name: {from: …, to: …}")
+
+    def _read_gateway(self, value: Any) -> Gateway | None:
+        given = value if isinstance(value, dict) else {}
+        if value is not None and not isinstance(value, dict):
+            self._complain(("gateway",), f"expected key: value, got {self._document.shown(('gateway',))}")
+        try:
+            return Gateway.model_validate({**Gateway.defaults, **given}, context=self._loading(("gateway",)))
+        except ValidationError as error:
+            self._complaints += complaints_of(error, self._document, ("gateway",), Gateway)
+            return None
+
+    def _read_listeners(self, value: Any) -> None:
+        for text in self._mapping(value, ("listeners",)):
+            place: Loc = ("listeners", text)
+            try:
+                address = _ADDRESS.validate_python(text)
+                settings = _Listener.model_validate(value[text], context=self._loading(place))
+                self._listeners[address] = settings.tls
+            except ValidationError as error:
+                self._complaints += complaints_of(error, self._document, place, _Listener)
+
+    def _read_connections(self, value: Any) -> None:
+        for name in self._mapping(value, ("connections",)):
+            place: Loc = ("connections", name)
+            self._check_name(name, place)
+            try:
+                self._connections[name] = read_component("Connection", value[name], self._loading(place))
+            except ValidationError as error:
+                self._complaints += complaints_of(error, self._document, place)
+            except ValueError as error:
+                self._complain(place, str(error))
+
+    def _read_routes(self, value: Any, gateway: Gateway | None) -> dict[str, Configured]:
+        routes: dict[str, Configured] = {}
+        common = (self._document.data.get("gateway") or {}).get("limits") if gateway else None
+        for name in self._mapping(value, ("routes",)):
+            place: Loc = ("routes", name)
+            self._check_name(name, place)
+            given = value[name]
+            if not isinstance(given, dict):
+                self._complain(place, "expected a route as key: value, with from: and to:")
+                continue
+            if common and isinstance(given.get("limits", {}), dict):
+                given = {**given, "limits": {**common, **given.get("limits", {})}}
+            loading = self._loading(place)
+            try:
+                settings = Route.model_validate(given, context=loading)
+                routes[name] = Configured(name, settings, loading.files)
+            except ValidationError as error:
+                self._complaints += complaints_of(error, self._document, place, Route)
+        return routes
+
+    def _check_unused(self) -> None:
+        for name in self._connections:
+            if f"connections.{name}" not in self._used:
+                self._complain(("connections", name), "no route uses this connection; use it or remove it", key=True)
+        for text in self._document.data.get("listeners") or {}:
+            if f"listeners.{_ADDRESS.validate_python(text)}" not in self._used:
+                self._complain(("listeners", text), "no route listens on this address; use it or remove it", key=True)
+
+    def _mapping(self, value: Any, place: Loc) -> list[str]:
+        if value is None:
+            return []
+        if not isinstance(value, dict):
+            self._complain(place, f"expected name: {{…}} entries, got {self._document.shown(place)}")
+            return []
+        return list(value)
+
+    def _check_name(self, name: str, place: Loc) -> None:
+        if not _NAME.fullmatch(name):
+            self._complain(
+                place, f'"{name}" is no name: expected a letter, then letters, digits, - and _, 63 at most', key=True
+            )
+
+    def _loading(self, place: Loc) -> Loading:
+        return Loading(
+            folder=self._document.folder(place),
+            connections=self._connections,
+            listeners={address: tls for address, tls in self._listeners.items() if tls is not None},
+            used=self._used,
+        )
+
+    def _complain(self, place: Loc, text: str, *, key: bool = False) -> None:
+        self._complaints.append(self._document.complaint(place, text, key=key))

@@ -1,0 +1,92 @@
+"""The gate of a route: bounds what is in flight, lets senders wait, closes for a stop or a swap and drains."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from gateway.observe import RouteMeters
+
+PATIENCE_S = 1.0
+"""How long a sender that waits for an answer waits at a full gate before it is told to come again."""
+
+
+class Gate:
+    """Counts who is inside. `enter` waits at the limit and while closed; `leave` lets the next one in."""
+
+    def __init__(self, limit: int, meters: RouteMeters) -> None:
+        self._limit = limit
+        self._meters = meters
+        self._inside = 0
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._empty: asyncio.Future[None] | None = None
+        self._open = True
+
+    @property
+    def inside(self) -> int:
+        """How many are inside."""
+        return self._inside
+
+    def enter_at_once(self) -> bool:
+        """Goes in if there is room, without waiting."""
+        if self._inside < self._limit and self._open:
+            self._inside += 1
+            self._meters.in_flight = self._inside
+            return True
+        return False
+
+    async def enter(self, *, patient: bool) -> bool:
+        """Goes in when there is room; False: there was none in time.
+
+        patient: waits for as long as it takes; else for 1 s, and not at all while the gate is closed.
+        """
+        if self.enter_at_once():
+            return True
+        if not self._open and not patient:
+            return False
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(None if patient else PATIENCE_S):
+                return await turn
+        except TimeoutError:
+            if turn.done() and not turn.cancelled():
+                return turn.result()
+            return False
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Goes out; the one that waited longest comes in."""
+        while self._waiting and self._open:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(True)
+                return
+        self._inside -= 1
+        self._meters.in_flight = self._inside
+        if not self._inside and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def close(self) -> None:
+        """Lets nobody in any more. Who waits impatiently is sent away; who waits patiently goes on waiting."""
+        self._open = False
+
+    def reopen(self) -> None:
+        """Lets in again, as many as there is room for."""
+        self._open = True
+        while self._waiting and self._inside < self._limit:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._inside += 1
+                turn.set_result(True)
+        self._meters.in_flight = self._inside
+
+    async def drained(self) -> None:
+        """Returns once nobody is inside."""
+        while self._inside:
+            if self._empty is None or self._empty.done():
+                self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._empty)

@@ -1,0 +1,260 @@
+"""The journal port: what is kept of stored messages, how it changes, and how it is found again.
+
+A message goes `stored` (its steps are not finished) → `pending` (its deliveries are known, some are open) → one of
+the final states. A delivery is one message to one target; it is written when it first fails, when it must wait behind
+another of its lane, or before its first send when the steps are not pure. All times are the journal's own (`now`),
+which never goes back, whatever the machine's clock does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from gateway.errors import GatewayError
+from gateway.message import Message
+
+State = Literal["stored", "pending", "delivered", "filtered", "expired", "dead", "discarded"]
+FINAL: frozenset[State] = frozenset({"delivered", "filtered", "expired", "dead", "discarded"})
+DeliveryState = Literal["pending", "delivered", "filtered", "expired", "dead", "discarded"]
+
+
+class JournalFullError(GatewayError):
+    """There is no room now (size limit, disk reserve, a commit rolled back for lack of space). Senders are deferred."""
+
+
+class JournalBrokenError(GatewayError):
+    """The disk failed (EIO, a failed fsync): nothing more is promised, the process must stop and recover."""
+
+
+class Reason(Struct, frozen=True):
+    """Why a message or a delivery is where it is."""
+
+    kind: str
+    """`refused`, `malformed`, `unmatched`, `retries` (attempts or age used up), `internal`, `poison`, `unavailable` …"""
+    text: str
+    place: str | None = None
+    """The step, target or accept check, such as `steps.2.map` or `ledger`."""
+
+
+class Attempt(Struct, frozen=True):
+    """One try to send."""
+
+    target: str
+    number: int
+    at_s: float
+    """Wall time of its beginning, for display."""
+    took_s: float
+    error: str | None = None
+    """What went wrong; None: delivered."""
+
+
+class Hop(Struct, frozen=True):
+    """One step that changed a message, ended it or failed on it."""
+
+    place: str
+    outcome: Literal["changed", "filtered", "failed", "split"]
+    before: bytes | None = None
+    """With `history: full`, bounded: the body before."""
+    after: bytes | None = None
+
+
+class Delivery(Struct, kw_only=True):
+    """One message to one target."""
+
+    parent: str
+    """The id of the stored message."""
+    target: str
+    message: Message
+    """As the target receives it: after the route's steps and those of the target. Its id differs from `parent` only
+    for children of a split."""
+    state: DeliveryState = "pending"
+    key: str | None = None
+    """Its lane: deliveries of one route, target and key go in the order of their parents."""
+    attempts: int = 0
+    due_at: float | None = None
+    """Journal time of the next try; None while it waits behind another of its lane."""
+    reason: Reason | None = None
+
+
+class Work(Struct, frozen=True):
+    """A stored message whose steps have not finished, as the journal gives it out again."""
+
+    message: Message
+    claims: int
+    """How often it was begun without an end: a message that kills the process shows here."""
+
+
+class Due(Struct, frozen=True):
+    """A pending delivery whose time has come."""
+
+    delivery: Delivery
+    claims: int
+
+
+class Finished(Struct, frozen=True):
+    """The message is done and no delivery was written: delivered everywhere, filtered, expired, or dead in a step."""
+
+    id: str
+    state: Literal["delivered", "filtered", "expired", "dead"]
+    hops: Sequence[Hop] = ()
+    attempts: Sequence[Attempt] = ()
+    reason: Reason | None = None
+
+
+class Expanded(Struct, frozen=True):
+    """The steps have run: these are the deliveries with their states. Steps never run again for the message."""
+
+    id: str
+    deliveries: Sequence[Delivery]
+    hops: Sequence[Hop] = ()
+    attempts: Sequence[Attempt] = ()
+
+
+class Attempted(Struct, frozen=True):
+    """A delivery that was written before was tried (or given up, or expired).
+
+    When it becomes final, the next of its lane gets `due_at` = now; when all deliveries of the message are final,
+    the message takes the gravest of their states (dead, expired, discarded, delivered, filtered), in the same commit.
+    """
+
+    parent: str
+    child: str
+    target: str
+    state: DeliveryState
+    attempts: int
+    due_at: float | None = None
+    attempt: Attempt | None = None
+    reason: Reason | None = None
+
+
+Change = Finished | Expanded | Attempted
+
+
+class Row(Struct, kw_only=True):
+    """What is shown of a message in a list."""
+
+    id: str
+    route: str
+    state: State
+    received_s: float
+    type: str
+    subject: str | None
+    key: str | None
+    sender_id: str | None
+    correlation_id: str | None
+    size: int
+    reason: Reason | None = None
+    cursor: str = ""
+    """Where the next page begins when this is the last row of one."""
+
+
+class Detail(Struct, kw_only=True):
+    """All that is known of one message."""
+
+    row: Row
+    message: Message
+    """As it came in."""
+    hops: Sequence[Hop] = ()
+    attempts: Sequence[Attempt] = ()
+    deliveries: Sequence[Delivery] = ()
+    actions: Sequence[str] = ()
+    """What operators did: one line each, with time."""
+
+
+class Filter(Struct, kw_only=True, frozen=True):
+    """Which messages to list or to act on. Every field that is None does not matter."""
+
+    route: str | None = None
+    status: Literal["pending", "delivered", "filtered", "expired", "dead", "discarded"] | None = None
+    """As people see it: `pending` is `stored` and `pending`."""
+    reason: str | None = None
+    since_s: float | None = None
+    until_s: float | None = None
+    text: str | None = None
+    """Looked for in id, key, subject, type, sender_id, correlation_id and headers."""
+    correlation_id: str | None = None
+
+
+class Journal(Protocol):
+    """Where stored messages are kept. Every method that changes something is durable when it returns.
+
+    Raises, from every method:
+        JournalFullError: no room now; nothing was changed.
+        JournalBrokenError: the disk failed; nothing is promised any more.
+    """
+
+    def now(self) -> float:
+        """Journal time, in seconds: goes on while the machine's clock jumps, and never goes back across restarts."""
+        ...
+
+    async def append(self, route: str, message: Message) -> bool:
+        """Stores a message as it came (`raw`, envelope). False: its id was known already, and nothing changed.
+
+        Messages of one route become visible to `stored` in the order of these calls' returns.
+        """
+        ...
+
+    async def bury(self, route: str, message: Message, reason: Reason) -> None:
+        """Stores a message as a dead letter at once."""
+        ...
+
+    async def advance(self, route: str, changes: Sequence[Change]) -> None:
+        """Applies all changes in one commit. A change of a message that is already final there changes nothing."""
+        ...
+
+    async def stored(self, route: str, after: str | None, limit: int, max_bytes: int) -> Sequence[Work]:
+        """Messages whose steps are unfinished, oldest first, after this id: at least one if there is any, at most
+        `limit`, about `max_bytes` of bodies. Higher `priority` first only within what is asked for."""
+        ...
+
+    async def due(self, route: str, limit: int) -> Sequence[Due]:
+        """Pending deliveries whose time has come, earliest due first."""
+        ...
+
+    async def next_due(self, route: str) -> float | None:
+        """Journal time of the earliest delivery that is not yet due; None: there is none."""
+        ...
+
+    async def lanes(self, route: str) -> Sequence[tuple[str, str]]:
+        """(target, key) of every lane that has pending deliveries."""
+        ...
+
+    async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str, str]]) -> None:
+        """Notes that these are begun (message ids; parent, child and target of deliveries): `claims` + 1. Any change
+        of them by `advance` sets it back to 0."""
+        ...
+
+    async def counts(self) -> Mapping[str, Mapping[State, int]]:
+        """How many messages of each route are in each state, of those not yet removed by retention."""
+        ...
+
+    async def removed(self) -> Mapping[str, Mapping[State, int]]:
+        """How many finished messages of each route retention has removed, ever: the books balance with `counts`."""
+        ...
+
+    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
+        """Newest first, `limit` at most, those after the cursor."""
+        ...
+
+    async def find(self, id: str) -> Detail | None:
+        """Everything about one message, by its id or by the id of one of its children; None: it is not there."""
+        ...
+
+    async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
+        """Dead (or delivered) messages become pending again: those with deliveries at their dead ones (all targets, or
+        one), the others from their steps on. Returns how many. `by` goes into the audit line of each."""
+        ...
+
+    async def discard(self, ids: Sequence[str], by: str) -> int:
+        """Dead and pending messages become discarded. Returns how many; their bodies are kept until retention."""
+        ...
+
+    async def remember(self, scope: str, key: str, value: str, window_s: float) -> str:
+        """The value that is kept under this key: this one if none was, else the earlier one (within the window).
+
+        For `Idempotency-Key` and `dedupe`: survives a crash.
+        """
+        ...
