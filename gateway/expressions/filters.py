@@ -1,0 +1,424 @@
+"""The filters and tests of the expression language: Jinja2's names and meanings, exact numbers, bounded results.
+
+They differ from Jinja2's where a gateway would lose data without a word: `int` and `float` refuse what is no number
+unless a default is given, lists come out as lists, and `tojson` escapes nothing for HTML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal, InvalidOperation
+from typing import Any
+from urllib.parse import quote
+
+from gateway.expressions.arithmetic import EXACT, add, effort
+from gateway.expressions.conditions import defined, holds, undefined
+from gateway.expressions.methods import join, replace
+from gateway.expressions.sandbox import DIGITS_MAX, FaultError, Missing, Scope, decimal, get, json, kind, text
+
+Filter = Callable[..., Any]
+"""Called with the scope, the value and the arguments."""
+
+_NOT_GIVEN: Any = object()
+
+
+def _list(scope: Scope, value: Any, work: int = 1) -> list[Any]:
+    """The elements of a list, the keys of an object, the characters of a text."""
+    if not isinstance(value, list | tuple | Mapping | str):
+        raise FaultError(f"it is {kind(value)}, expected a list")
+    scope.spend(work * len(value))
+    return list(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise FaultError(f"it is {kind(value)}, expected an object")
+    return value
+
+
+def _count(value: Any, what: str) -> int:
+    if type(value) is not int or abs(value) > DIGITS_MAX * 100:
+        raise FaultError(f"{what} is {kind(value)}, expected a small whole number")
+    return value
+
+
+def _attribute(name: Any) -> Callable[[int, Any], Any]:
+    """Reads `name`, which may be a path such as `price.net` or `0.sku`, of the numbered element of a list."""
+    parts = [int(part) if part.isdecimal() else part for part in str(name).split(".")] if name is not None else []
+
+    def read(index: int, element: Any) -> Any:
+        for part in parts:
+            element = get(element, part, label=repr(part), owner="the element", path=f"{name} of element {index}")
+        return element
+
+    return read
+
+
+def _attributes(values: list[Any], name: Any, default: Any = _NOT_GIVEN) -> list[Any]:
+    """That attribute of each; without a name the elements themselves."""
+    if name is None:
+        return values
+    read = _attribute(name)
+    found = [read(index, value) for index, value in enumerate(values)]
+    for index, value in enumerate(found):
+        if isinstance(value, Missing):
+            if default is _NOT_GIVEN:
+                raise value.error()
+            found[index] = default
+    return found
+
+
+def _ordered(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else decimal(value) if isinstance(value, float) else value
+
+
+def _order(values: list[Any], *, case_sensitive: bool, reverse: bool = False) -> list[int]:
+    """The places of these values, in the order of the values."""
+    keys = values if case_sensitive else [_ordered(value) for value in values]
+    try:
+        return sorted(range(len(keys)), key=keys.__getitem__, reverse=reverse)
+    except TypeError as error:
+        kinds = sorted({kind(value) for value in values})
+        raise FaultError(f"can't order {' and '.join(kinds)}") from error
+
+
+# --- filters of any value
+
+
+def _default(scope: Scope, value: Any, default: Any = "", boolean: Any = False) -> Any:
+    return default if isinstance(value, Missing) or (boolean and not value) else value
+
+
+def _length(scope: Scope, value: Any) -> int:
+    if not isinstance(value, str | list | tuple | Mapping):
+        raise FaultError(f"it is {kind(value)}, which has no length")
+    return len(value)
+
+
+def _tojson(scope: Scope, value: Any, indent: Any = None) -> str:
+    written = json(value, None if indent is None else min(_count(indent, "indent"), 8))
+    scope.spend(len(written))
+    return written
+
+
+def _string(scope: Scope, value: Any) -> str:
+    found = text(value)
+    scope.spend(effort(found))
+    return found
+
+
+# --- numbers
+
+
+def _abs(scope: Scope, value: Any) -> Any:
+    return abs(value) if isinstance(value, int) else EXACT.abs(_number(value))
+
+
+def _number(value: Any) -> Decimal:
+    """The Decimal that a number or a text is."""
+    if isinstance(value, str) and len(value) <= DIGITS_MAX:
+        try:
+            value = Decimal(value.strip().replace("_", "x"))
+        except InvalidOperation:
+            raise FaultError("it is text that is no number; give a default: int(0), float(0)") from None
+    if not isinstance(value, int | float | Decimal):
+        raise FaultError(f"it is {kind(value)}, expected a number")
+    number = Decimal(value) if isinstance(value, int) else decimal(value)
+    if number and abs(number.adjusted()) > DIGITS_MAX:
+        raise FaultError(f"a number has more than {DIGITS_MAX} digits")
+    return number
+
+
+def _float(scope: Scope, value: Any, default: Any = _NOT_GIVEN) -> Any:
+    """The number as a Decimal, so that 1.10 stays 1.10."""
+    try:
+        return _number(value)
+    except FaultError:
+        if default is _NOT_GIVEN:
+            raise
+        return default
+
+
+def _int(scope: Scope, value: Any, default: Any = _NOT_GIVEN, base: Any = 10) -> Any:
+    """The whole number, cut off towards zero."""
+    try:
+        if isinstance(value, str) and base != 10 and len(value) <= DIGITS_MAX:
+            return int(value, _count(base, "base"))
+        return value if type(value) is int else int(_number(value))
+    except (FaultError, ValueError) as error:
+        if default is not _NOT_GIVEN:
+            return default
+        raise error if isinstance(error, FaultError) else FaultError("it is text that is no number") from error
+
+
+_ROUNDINGS = {"common": ROUND_HALF_EVEN, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
+
+
+def _round(scope: Scope, value: Any, precision: Any = 0, method: Any = "common") -> Any:
+    """Rounded to that many digits after the point; `common` takes a half to the even neighbour, as Jinja2 does."""
+    if method not in _ROUNDINGS:
+        raise FaultError("the method of round is one of common, ceil, floor")
+    if isinstance(value, int) and precision >= 0:
+        return value
+    if abs(_count(precision, "the precision")) > 100:
+        raise FaultError("the precision of round is at most 100 digits")
+    rounded = _number(value).quantize(Decimal(1).scaleb(-precision), rounding=_ROUNDINGS[method], context=EXACT)
+    return rounded if precision >= 0 else rounded.quantize(1, context=EXACT)
+
+
+def _sum(scope: Scope, value: Any, attribute: Any = None, start: Any = 0) -> Any:
+    total = start
+    for one in _attributes(_list(scope, value, work=6), attribute):
+        if isinstance(one, str | list):
+            raise FaultError(f"can't sum {kind(one)}; convert with map('int') or map('float')")
+        total = add(scope, total, one)
+    return total
+
+
+# --- lists
+
+
+def _edge(name: str, index: int) -> Filter:
+    def take(scope: Scope, value: Any) -> Any:
+        values = _list(scope, value) if isinstance(value, Mapping) else value
+        if not isinstance(values, list | tuple | str):
+            raise FaultError(f"it is {kind(value)}, expected a list")
+        return values[index] if values else Missing(f"| {name}", "the list is empty")
+
+    return take
+
+
+def _extreme(name: str, index: int) -> Filter:
+    def take(scope: Scope, value: Any, case_sensitive: Any = False, attribute: Any = None) -> Any:
+        values = _list(scope, value, work=4)
+        if not values:
+            return Missing(f"| {name}", "the list is empty")
+        return values[_order(_attributes(values, attribute), case_sensitive=bool(case_sensitive))[index]]
+
+    return take
+
+
+def _sort(
+    scope: Scope, value: Any, reverse: Any = False, case_sensitive: Any = False, attribute: Any = None
+) -> list[Any]:
+    values = _list(scope, value, work=4)
+    order = _order(_attributes(values, attribute), case_sensitive=bool(case_sensitive), reverse=bool(reverse))
+    return [values[index] for index in order]
+
+
+def _unique(scope: Scope, value: Any, case_sensitive: Any = False, attribute: Any = None) -> list[Any]:
+    values = _list(scope, value, work=4)
+    found: dict[Any, Any] = {}
+    try:
+        for key, one in zip(_attributes(values, attribute), values, strict=True):
+            found.setdefault(key if case_sensitive else _ordered(key), one)
+    except TypeError as error:
+        raise FaultError("unique takes texts and numbers; name the attribute that tells them apart") from error
+    return list(found.values())
+
+
+def _groupby(
+    scope: Scope, value: Any, attribute: Any, default: Any = _NOT_GIVEN, case_sensitive: Any = False
+) -> list[Any]:
+    """A list of [key, elements], in the order of the keys."""
+    values = _list(scope, value, work=4)
+    keys = _attributes(values, attribute, default)
+    groups: dict[Any, list[Any]] = {}
+    for index in _order(keys, case_sensitive=bool(case_sensitive)):
+        key = keys[index] if case_sensitive else _ordered(keys[index])
+        groups.setdefault(key, [keys[index], []])[1].append(values[index])
+    return list(groups.values())
+
+
+def _batch(scope: Scope, value: Any, linecount: Any, fill_with: Any = None) -> list[Any]:
+    values = _list(scope, value, work=2)
+    width = _count(linecount, "the size of a batch")
+    if width < 1:
+        raise FaultError("the size of a batch is 1 or more")
+    rows = [values[start : start + width] for start in range(0, len(values), width)]
+    if rows and fill_with is not None:
+        missing = width - len(rows[-1])
+        scope.spend(missing)
+        rows[-1] += [fill_with] * missing
+        scope.built(rows[-1])
+    return rows
+
+
+def _reverse(scope: Scope, value: Any) -> Any:
+    return value[::-1] if isinstance(value, str) else _list(scope, value)[::-1]
+
+
+def _items(scope: Scope, value: Any) -> list[Any]:
+    scope.spend(2 * len(_mapping(value)))
+    return [[key, one] for key, one in value.items()]
+
+
+def _dictsort(scope: Scope, value: Any, case_sensitive: Any = False, by: Any = "key", reverse: Any = False) -> Any:
+    if by not in ("key", "value"):
+        raise FaultError("dictsort sorts by key or by value")
+    pairs = _items(scope, value)
+    order = _order([pair[by == "value"] for pair in pairs], case_sensitive=bool(case_sensitive), reverse=bool(reverse))
+    return [pairs[index] for index in order]
+
+
+def _join(scope: Scope, value: Any, d: Any = "", attribute: Any = None) -> str:
+    return join(scope, text(d), value if attribute is None else _attributes(_list(scope, value), attribute))
+
+
+def _map(scope: Scope, value: Any, apply: Any = None, *args: Any, attribute: Any = None, **more: Any) -> Any:
+    """One filter on each element, or one attribute of each."""
+    values = _list(scope, value, work=2)
+    if apply is None:
+        return scope.built(_attributes(values, attribute, more.get("default", _NOT_GIVEN)))
+    found = [apply(scope, one, *args, **more) for one in values]
+    for index, one in enumerate(found):
+        if isinstance(one, Missing):
+            raise FaultError(f"element {index}: {one.fault}")
+    return scope.built(found)
+
+
+def _chosen(*, keep: bool, by_attribute: bool) -> Filter:
+    """select, reject, selectattr, rejectattr: by a test, or by being true."""
+
+    def choose(scope: Scope, value: Any, *args: Any) -> list[Any]:
+        values = _list(scope, value, work=2)
+        read = _attribute(args[0]) if by_attribute else None
+        test, *others = args[by_attribute:] or [holds]
+        chosen = []
+        for index, one in enumerate(values):
+            tested = one if read is None else read(index, one)
+            if isinstance(tested, Missing) and test not in (defined, undefined):
+                raise tested.error()
+            if bool(test(scope, tested, *others)) is keep:
+                chosen.append(one)
+        return chosen
+
+    return choose
+
+
+# --- text
+
+
+def _of_text(method: Callable[..., Any]) -> Filter:
+    def call(scope: Scope, value: Any, *args: Any) -> Any:
+        if not all(isinstance(arg, str) for arg in args):
+            raise FaultError("its arguments are texts")
+        written = text(value)
+        scope.spend(effort(written))
+        return method(written, *args)
+
+    return call
+
+
+_WORDS = re.compile(r"([-\s({\[<]+)")
+
+
+def _title(value: str) -> str:
+    return "".join(word[0].upper() + word[1:].lower() for word in _WORDS.split(value) if word)
+
+
+def _truncate(
+    scope: Scope, value: Any, length: Any = 255, killwords: Any = False, end: Any = "...", leeway: Any = 5
+) -> str:
+    """At most `length` characters, `end` included; up to `leeway` more are let be, as in Jinja2."""
+    written, last = text(value), text(end)
+    most = _count(length, "the length")
+    if most < len(last) or _count(leeway, "the leeway") < 0:
+        raise FaultError(f"the length is {len(last)} or more, the leeway 0 or more")
+    if len(written) <= most + leeway:
+        return written
+    cut = written[: most - len(last)]
+    return (cut if killwords else cut.rsplit(" ", 1)[0]) + last
+
+
+def _urlencode(scope: Scope, value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = _items(scope, value)
+        return join(scope, "&", [f"{quote(text(key), safe='')}={quote(text(one), safe='')}" for key, one in pairs])
+    written = text(value)
+    scope.made(3 * len(written))
+    return quote(written, safe="/")
+
+
+def _replace(scope: Scope, value: Any, old: Any, new: Any, count: Any = None) -> str:
+    return replace(scope, text(value), old, new, count)
+
+
+def _hash(scope: Scope, value: Any, algorithm: Any = "sha256") -> str:
+    """The digest of the text's UTF-8 bytes in hexadecimal; sha256 or sha512."""
+    if algorithm not in ("sha256", "sha512"):
+        raise FaultError("hash knows sha256 and sha512")
+    written = text(value)
+    scope.spend(effort(written))
+    return hashlib.new(algorithm, written.encode()).hexdigest()
+
+
+_DIRECTIVES = frozenset("YmdHMSfjyzZbBaAIpuGVUW%")
+
+
+def _date(scope: Scope, value: Any, format: Any = "%Y-%m-%dT%H:%M:%SZ") -> str:
+    """A moment in another form: an RFC 3339 text, or a number of seconds since 1970, as Python's strftime writes it.
+
+    The moment keeps the offset that it was written with; a number is UTC.
+    """
+    if not isinstance(format, str) or len(format) > 200:
+        raise FaultError("the format of date is a text such as %Y-%m-%d")
+    for directive in re.findall(r"%(.?)", format.replace("%%", "")):
+        if directive not in _DIRECTIVES or not directive:
+            raise FaultError(f"the format of date has no directive %{directive}")
+    try:
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value[:40].strip())
+        else:
+            moment = datetime.fromtimestamp(float(_number(value)), UTC)
+        return moment.strftime(format)
+    except (ValueError, OverflowError, OSError) as error:
+        raise FaultError("it is no moment, expected one such as 2026-11-21T02:34:41Z") from error
+
+
+FILTERS: dict[str, Filter] = {
+    "abs": _abs,
+    "batch": _batch,
+    "capitalize": _of_text(str.capitalize),
+    "count": _length,
+    "d": _default,
+    "date": _date,
+    "default": _default,
+    "dictsort": _dictsort,
+    "first": _edge("first", 0),
+    "float": _float,
+    "groupby": _groupby,
+    "hash": _hash,
+    "int": _int,
+    "items": _items,
+    "join": _join,
+    "last": _edge("last", -1),
+    "length": _length,
+    "list": _list,
+    "lower": _of_text(str.lower),
+    "map": _map,
+    "max": _extreme("max", -1),
+    "min": _extreme("min", 0),
+    "reject": _chosen(keep=False, by_attribute=False),
+    "rejectattr": _chosen(keep=False, by_attribute=True),
+    "replace": _replace,
+    "reverse": _reverse,
+    "round": _round,
+    "select": _chosen(keep=True, by_attribute=False),
+    "selectattr": _chosen(keep=True, by_attribute=True),
+    "sort": _sort,
+    "string": _string,
+    "sum": _sum,
+    "title": _of_text(_title),
+    "tojson": _tojson,
+    "trim": _of_text(str.strip),
+    "truncate": _truncate,
+    "unique": _unique,
+    "upper": _of_text(str.upper),
+    "urlencode": _urlencode,
+    "wordcount": _of_text(lambda value: len(re.findall(r"\w+", value))),
+}
+"""All filters that are built in. What is not here is asked of `plug_filters`, then refused."""
