@@ -1,0 +1,137 @@
+"""What tcp and mllp have in common below their bytes: connecting, listening, and errors as sentences."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gateway import Address, ClientTls, Limits, ListenAt, PeerError, client_context, server_context
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""A peer that is silently gone is noticed after two minutes."""
+
+# X509_V_ERR codes of OpenSSL.
+_EXPIRED, _NOT_YET, _WRONG_HOST, _WRONG_ADDRESS = 10, 9, 62, 64
+_UNKNOWN_AUTHORITY = frozenset((2, 18, 19, 20, 21))
+
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": "the peer asks for a client certificate; set tls.certificate and tls.private_key",
+    "UNKNOWN_CA": "the peer does not trust the authority of our certificate",
+    "CERTIFICATE_EXPIRED": "the peer says that our certificate has expired",
+    "BAD_CERTIFICATE": "the peer refuses our certificate",
+    "HANDSHAKE_FAILURE": "the peer refuses the handshake; does it ask for a client certificate?",
+    "WRONG_VERSION_NUMBER": "the peer does not speak TLS; remove tls, or check the port",
+    "PROTOCOL_VERSION": "the peer has no TLS version in common with us, expected 1.2 or newer",
+}
+
+
+def prepare(transport: asyncio.BaseTransport) -> None:
+    """Sets keep-alive and no delay. A socket that is already gone stays as it is."""
+    link = transport.get_extra_info("socket")
+    try:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE.items():
+            if hasattr(socket, option):
+                link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    except OSError:
+        pass
+
+
+def facts(transport: asyncio.BaseTransport) -> dict[str, Any]:
+    """`peer` and `local` as texts, and `certificate_subject` when the peer showed a certificate."""
+    found: dict[str, Any] = {
+        "peer": _shown(transport.get_extra_info("peername")),
+        "local": _shown(transport.get_extra_info("sockname")),
+    }
+    certificate = transport.get_extra_info("peercert")
+    if certificate:
+        names = [f"{name}={value}" for part in certificate.get("subject", ()) for name, value in part]
+        found["certificate_subject"] = ",".join(names)
+    return found
+
+
+def _shown(name: Any) -> str:
+    return str(Address(name[0], name[1])) if isinstance(name, tuple) and len(name) >= 2 else ""
+
+
+async def dial(
+    make: Callable[[], P], address: Address, tls: ClientTls | None, *, timeout_s: float, who: str
+) -> tuple[asyncio.Transport, P]:
+    """A connection, made within `timeout_s` seconds, its TLS handshake included. `who` begins the sentences.
+
+    Raises:
+        PeerError: there is nobody, or not the one that `tls` expects.
+        ConfigError: a file of `tls` can't be used.
+    """
+    secured: dict[str, Any] = {}
+    if tls is not None:
+        secured = {"ssl": client_context(tls), "server_hostname": tls.server_name or address.host}
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            transport, protocol = await loop.create_connection(make, address.host, address.port, **secured)
+    except TimeoutError as error:
+        raise PeerError(f"{who}: no connection within {timeout_s:g} s; is {address} reachable?") from error
+    except OSError as error:
+        raise PeerError(f"{who}: {reason(error)}") from error
+    return transport, protocol
+
+
+async def listen(
+    make: Callable[[], asyncio.Protocol], at: ListenAt, limits: Limits, *, who: str
+) -> asyncio.AbstractServer:
+    """A server, listening.
+
+    Raises:
+        PeerError: the address can't be had now.
+        ConfigError: the certificate or its key can't be used.
+    """
+    secured: dict[str, Any] = {}
+    if at.tls is not None:
+        secured = {"ssl": server_context(at.tls), "ssl_handshake_timeout": limits.handshake}
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.create_server(make, at.address.host, at.address.port, backlog=1024, **secured)
+    except OSError as error:
+        raise PeerError(f"{who}: can't listen: {reason(error)}; is another program or route on {at}?") from error
+
+
+def lost(who: str, error: Exception | None) -> PeerError:
+    """The link is gone, with the error that ended it or by the peer's own will."""
+    why = "the peer closed the connection" if error is None else reason(error)
+    return PeerError(f"{who}: {why}", reconnect=True)
+
+
+def reason(error: Exception) -> str:
+    """What happened, for people: certificate faults as sentences, operating system errors by their text."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _certificate_fault(error)
+    if isinstance(error, ssl.SSLError):
+        for alert, sentence in _ALERTS.items():
+            if alert in (error.reason or ""):
+                return sentence
+        return f"TLS failed: {(error.reason or 'unknown reason').replace('_', ' ').lower()}"
+    if isinstance(error, socket.gaierror):
+        return f"the host name is not known ({error.strerror})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower().partition(" while attempting")[0]
+    return str(error).lower() or type(error).__name__
+
+
+def _certificate_fault(error: ssl.SSLCertVerificationError) -> str:
+    code, text = error.verify_code, error.verify_message.rstrip(".")
+    if code == _EXPIRED:
+        return "the peer's certificate has expired; it needs a new one"
+    if code == _NOT_YET:
+        return "the peer's certificate is not valid yet; is the clock right?"
+    if code in (_WRONG_HOST, _WRONG_ADDRESS):
+        return f"the peer's certificate is for another host ({text}); set tls.server_name if that is right"
+    if code in _UNKNOWN_AUTHORITY:
+        return f"the peer's certificate is by an unknown authority ({text}); name its authority in tls.ca"
+    return f"the peer's certificate can't be trusted: {text}"
