@@ -1,0 +1,220 @@
+"""An AMQP 0-9-1 link: aiormq opens, asks and closes it; the frames of messages pass it by (see _amqp_wire).
+
+Nothing here reconnects: a lost link or channel ends its context, and the engine opens it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import aiormq
+from aiormq.connection import TransportFactory
+from yarl import URL
+
+from adapters._amqp_wire import Channel, Wire
+from gateway import PeerError
+
+# Adapters raise and layers log: the library would log each lost link again, with a traceback.
+logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+
+_CLOSE_WITHIN_S = 2.0
+_FRAME_BYTES = 131_072
+
+
+class _Connection(aiormq.Connection):
+    # Two missed heartbeats mean a dead peer: AMQP 0-9-1 section 4.2.7. The library waits for three.
+    HEARTBEAT_GRACE_MULTIPLIER = 2
+
+
+class Link:
+    """An open connection. Channels are made from it; it ends when the broker goes away."""
+
+    def __init__(self, wire: Wire, connection: aiormq.Connection, within_s: float) -> None:
+        self._wire = wire
+        self._connection = connection
+        self._within_s = within_s
+
+    @property
+    def where(self) -> str:
+        """The broker and its vhost, as error texts name them."""
+        return self._wire.where
+
+    @asynccontextmanager
+    async def channel(self, *, confirm_within_s: float = 30.0) -> AsyncIterator[Channel]:
+        """A channel with publisher confirms, for as long as the context lasts.
+
+        Raises:
+            PeerError: out of the context: the broker closed the channel, or the link was lost.
+        """
+        async with asyncio.timeout(self._within_s):
+            try:
+                inner = await self._connection.channel(publisher_confirms=False)
+            except (aiormq.AMQPError, RuntimeError, OSError) as error:
+                raise PeerError(self._reason(error), reconnect=True) from error
+        frame_max = self._connection.connection_tune.frame_max or _FRAME_BYTES
+        channel = Channel(self._wire, inner, frame_max, confirm_within_s)
+        self._wire.channels[channel.number] = channel
+        if self._wire.lost.done():
+            channel.lose(self._wire.lost.result())
+        try:
+            async with ends_with(channel.lost):
+                async with self.asking(channel):
+                    await inner.confirm_delivery()
+                yield channel
+        finally:
+            self._wire.flush()
+            channel.lose(f"{self.where}: the channel is closed")
+            if not self._wire.lost.done():
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(_CLOSE_WITHIN_S):
+                        await inner.close()
+            self._wire.channels.pop(channel.number, None)
+
+    @asynccontextmanager
+    async def asking(self, channel: Channel) -> AsyncIterator[None]:
+        """Bounds what is asked of the broker in the context, and words what it answers.
+
+        Raises:
+            PeerError: the broker said no, said nothing in time, or went away.
+        """
+        try:
+            async with asyncio.timeout(self._within_s):
+                yield
+        except (aiormq.AMQPError, aiormq.exceptions.ChannelInvalidStateError, OSError) as error:
+            raise PeerError(self._reason(error, channel), reconnect=True) from error
+
+    def _reason(self, error: BaseException, channel: Channel | None = None) -> str:
+        for lost in (channel.lost if channel else None, self._wire.lost):
+            if lost is not None and lost.done():
+                return lost.result()
+        if isinstance(error, TimeoutError):
+            return f"{self.where}: the broker did not answer within {self._within_s:g} s"
+        return f"{self.where}: {error}"
+
+
+@asynccontextmanager
+async def open_link(
+    url: URL, *, vhost: str, tls: ssl.SSLContext | None, server_name: str | None, name: str, within_s: float
+) -> AsyncIterator[Link]:
+    """A connection for as long as the context lasts. `url` carries user, password, host, port and heartbeat.
+
+    Raises:
+        PeerError: it could not be opened; or, out of the context, it was lost.
+    """
+    where = f"{url.scheme}://{url.host}:{url.port}{'' if vhost == '/' else '/' + vhost}"
+    wire = Wire(where)
+    connection = _Connection(
+        url, transport_factory=_Sockets(wire, tls, server_name), client_properties={"connection_name": name}
+    )
+    connection.vhost = vhost
+    with _opening(wire, user=url.user or "", vhost=vhost, within_s=within_s):
+        async with asyncio.timeout(within_s):
+            await connection.connect()
+    try:
+        async with ends_with(wire.lost):
+            yield Link(wire, connection, within_s)
+    finally:
+        wire.flush()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await connection.close()
+        wire.transport.abort()
+
+
+class _Sockets(TransportFactory):
+    """Opens the socket for aiormq, with our wire on it."""
+
+    def __init__(self, wire: Wire, tls: ssl.SSLContext | None, server_name: str | None) -> None:
+        self._wire = wire
+        self._tls = tls
+        self._server_name = server_name
+
+    async def create(self, url: URL, **_options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        wire, host = self._wire, url.host or ""
+        transport, _ = await loop.create_connection(
+            lambda: wire,
+            host,
+            url.port or 0,
+            ssl=self._tls,
+            server_hostname=(self._server_name or host) if self._tls else None,
+        )
+        wire.writer = asyncio.StreamWriter(transport, wire, wire.reader, loop)
+        return wire.reader, wire.writer
+
+
+@asynccontextmanager
+async def ends_with(lost: asyncio.Future[str]) -> AsyncIterator[None]:
+    """Cancels the body when `lost` is done, also while it only waits, and raises the reason as PeerError."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    ended = False
+
+    def end(_: asyncio.Future[str]) -> None:
+        nonlocal ended
+        ended = True
+        task.cancel()
+
+    if lost.done():
+        raise PeerError(lost.result(), reconnect=True)
+    lost.add_done_callback(end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if ended and task.uncancel() <= before:
+            ended = False
+            raise PeerError(lost.result(), reconnect=True) from None
+        raise
+    finally:
+        lost.remove_done_callback(end)
+        if ended:
+            # Our cancellation is under way and came too late: it must not hit what follows.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            task.uncancel()
+
+
+@contextmanager
+def _opening(wire: Wire, *, user: str, vhost: str, within_s: float) -> Iterator[None]:
+    try:
+        yield
+    except (aiormq.AMQPError, OSError, EOFError) as error:
+        reason = _words(error, user=user, vhost=vhost, within_s=within_s)
+        raise PeerError(f"{wire.where}: {reason}", reconnect=True) from error
+
+
+def _words(error: BaseException, *, user: str, vhost: str, within_s: float) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                f"the broker's certificate was refused ({cause.verify_message}); see tls.ca and tls.server_name, "
+                "or renew it"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed ({cause.reason}); does the broker speak TLS there, and ask for a certificate of ours?"
+        cause = cause.__cause__
+    match error:
+        case aiormq.exceptions.ProbableAuthenticationError():
+            return f"user {user!r} was refused; check username and password"
+        case aiormq.exceptions.AuthenticationError():
+            return "the broker takes no user name and password (mechanism PLAIN); turn it on there"
+        case aiormq.exceptions.ConnectionClosed():
+            return f"vhost {vhost!r} was refused to user {user!r} ({error.args[-1]}); check both, and its permissions"
+        case aiormq.AMQPError():
+            return "what answered does not speak AMQP 0-9-1, or hung up; is it a TLS port (amqps://)?"
+        case TimeoutError():
+            return f"no answer within {within_s:g} s; is a broker there, and reachable from here?"
+        case ConnectionRefusedError():
+            return "nothing listens there (connection refused); is the broker running?"
+        case OSError():
+            return f"no connection ({error.strerror or error}); check host and port"
+        case _:
+            return f"no connection ({error})"
