@@ -1,0 +1,498 @@
+"""One MQTT connection: login, keep-alive, publishes that wait for their acknowledgement, subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from msgspec import Struct
+
+from adapters import _mqtt_reasons as reasons
+from adapters._mqtt_arrivals import Arrival, Arrivals, Subscription
+from adapters._mqtt_packets import (
+    CONNACK,
+    DISCONNECT,
+    PINGREQ,
+    PINGRESP,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    SUBACK,
+    UNSUBACK,
+    Answer,
+    Outgoing,
+    PacketError,
+    Packets,
+    Version,
+    Will,
+    Writer,
+    read_answer,
+    read_publish,
+)
+from gateway import MessageError, PeerError
+
+log = logging.getLogger("gateway.mqtt")
+
+PATIENCE_S = 10.0
+"""How long after the last change of its subscriptions a link holds messages that none of them takes."""
+MAX_SENT = 1024
+"""Publishes of one link that wait for their acknowledgement, at most; the broker may allow fewer."""
+_MAX_ID = 65_535
+_GOODBYE_S = 1.0
+
+
+class Login(Struct, frozen=True):
+    """How to connect: what CONNECT says, and where to."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    server_name: str | None
+    version: Version
+    client_id: str
+    username: str | None
+    password: str | None
+    clean: bool
+    keep_alive_s: int
+    will: Will | None
+    properties: Mapping[str, Any]
+    window: int
+    handshake_s: float
+
+    @property
+    def peer(self) -> str:
+        """How error texts name the broker."""
+        return f"mqtt {self.host}:{self.port}"
+
+
+class _Sent(Struct, gc=False):
+    answer: asyncio.Future[Answer]
+    deadline_s: float
+
+
+class Link(asyncio.Protocol):
+    """A connection that is logged in. Made by `connected`; methods raise PeerError once it is lost."""
+
+    def __init__(self, login: Login, dropped: Callable[[int, str], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._login = login
+        self._peer = login.peer
+        self._version = login.version
+        self._writer = Writer(login.version)
+        self._packets = Packets()
+        self._count_dropped = dropped
+        self._warned: set[str] = set()
+        self._arrivals = Arrivals(self._writer, self.write, login.window, self._let_go)
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._writing_paused = False
+        self._reading_paused = False
+        self._connack: asyncio.Future[Answer] = self._loop.create_future()
+        self._granted: dict[str, int] = {}
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
+        self._sent: dict[int, _Sent] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._window = MAX_SENT
+        self._last_id = 0
+        self._keep_alive_s = float(login.keep_alive_s)
+        self._heard_s = self._sent_s = self._loop.time()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._error: PeerError | None = None
+        self._lost_scope: asyncio.Timeout | None = None
+        self._made = False
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self.broker: Mapping[str, Any] = {}
+        """What the broker said of itself in its CONNACK (MQTT 5), by gmqtt's names."""
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Sends CONNECT."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._made = True
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        login = self._login
+        self.write(
+            self._writer.connect(
+                login.client_id,
+                login.username,
+                login.password,
+                clean=login.clean,
+                keep_alive_s=login.keep_alive_s,
+                will=login.will,
+                properties=login.properties if login.version == 5 else {},
+            )
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Reads packets."""
+        self._heard_s = self._loop.time()
+        try:
+            for first, body in self._packets.feed(data):
+                if first & 0xF0 == PUBLISH:
+                    self._arrivals.take(read_publish(first, body, self._version))
+                else:
+                    self._take(first, body)
+        except PacketError as error:
+            self.lose(PeerError(f"{self._peer}: the broker does not keep to MQTT: {error}", reconnect=True))
+        if self._arrivals.full and not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The broker is gone."""
+        why = f": {error}" if error else ""
+        self.lose(PeerError(f"{self._peer}: the broker closed the connection{why}", reconnect=True))
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def pause_writing(self) -> None:
+        """The broker reads slower than we write: publishes wait."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """The broker catches up."""
+        self._writing_paused = False
+        self._admit()
+
+    # Life
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Link]:
+        """Logs in, and ends with a PeerError when the link is lost; says goodbye otherwise."""
+        scope = asyncio.timeout(None)
+        try:
+            self._logged_in(await self._connected())
+            async with scope:
+                self._lost_scope = scope
+                if self._error is not None:
+                    raise self._error
+                yield self
+        except TimeoutError:
+            if self._error is not None and scope.expired():
+                raise self._error from None
+            raise
+        finally:
+            self._lost_scope = None
+            self._close()
+            if self._made:
+                await asyncio.wait({self._gone}, timeout=_GOODBYE_S)
+
+    async def _connected(self) -> Answer:
+        login = self._login
+        try:
+            async with asyncio.timeout(login.handshake_s):
+                await self._loop.create_connection(
+                    lambda: self,
+                    login.host,
+                    login.port,
+                    ssl=login.tls,
+                    server_hostname=(login.server_name or login.host) if login.tls else None,
+                )
+                return await self._connack
+        except TimeoutError:
+            text = f"{self._peer}: the broker did not answer the login within {login.handshake_s:g} s"
+            raise PeerError(text, reconnect=True) from None
+        except OSError as error:
+            raise unreachable(self._peer, error) from error
+
+    def _logged_in(self, answer: Answer) -> None:
+        if answer.code:
+            raise reasons.connect_refused(self._peer, answer, self._version)
+        self.broker = answer.properties
+        self._window = min(MAX_SENT, self.broker.get("receive_maximum", MAX_SENT))
+        self._keep_alive_s = float(self.broker.get("server_keep_alive", self._login.keep_alive_s))
+        if self._keep_alive_s:
+            self._after("keep-alive", self._keep_alive_s / 2, self._beat)
+        self._expect_takers()
+
+    def lose(self, error: PeerError) -> None:
+        """Ends the link: all that waits for it hears this error."""
+        if self._error is not None:
+            return
+        self._error = error
+        if self._lost_scope is not None:
+            self._lost_scope.reschedule(self._loop.time())
+        if not self._connack.done():
+            self._connack.set_exception(error)
+            self._connack.exception()  # who connects may be gone: then nobody needs to hear it
+        answers = [sent.answer for sent in self._sent.values()]
+        waiting: list[asyncio.Future[Any]] = [*answers, *self._asked.values(), *self._waiting]
+        for one in waiting:
+            if not one.done():
+                one.set_exception(PeerError(str(error), reconnect=True))
+        self._sent.clear()
+        self._close()
+
+    def _close(self) -> None:
+        self._arrivals.closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        if self._error is None:
+            self._error = PeerError(f"{self._peer}: the connection is closed", reconnect=True)
+            if not transport.is_closing():
+                transport.write(b"".join(self._out) + self._writer.disconnect())
+            transport.close()
+        else:
+            transport.abort()
+
+    def _after(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = self._loop.call_later(seconds, call)
+
+    def _beat(self) -> None:
+        now_s = self._loop.time()
+        # While we do not read, for lack of room, silence says nothing of the broker.
+        if now_s - self._heard_s > 1.5 * self._keep_alive_s and not self._reading_paused:
+            silent = f"the broker said nothing for {now_s - self._heard_s:.1f} s, not even to a ping"
+            self.lose(PeerError(f"{self._peer}: {silent}", reconnect=True))
+            return
+        if now_s - min(self._sent_s, self._heard_s) >= self._keep_alive_s / 2:
+            self.write(PINGREQ)
+        self._after("keep-alive", self._keep_alive_s / 2, self._beat)
+
+    # Out
+
+    def write(self, packet: bytes) -> None:
+        """Writes with all else that is written in this turn of the loop, in one go."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(packet)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        transport = self._transport
+        if out and transport is not None and not transport.is_closing():
+            transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self._sent_s = self._loop.time()
+        if self._reading_paused and not self._arrivals.full and transport is not None:
+            self._reading_paused = False
+            self._heard_s = self._loop.time()
+            transport.resume_reading()
+
+    async def publish(self, message: Outgoing, timeout_s: float) -> None:
+        """Returns once the broker acknowledged it: PUBACK for QoS 1, PUBCOMP for QoS 2, nothing for QoS 0.
+
+        timeout_s: how long to wait, both for room and for the answer. An answer that is late ends the link, since its
+        packet id can't be used for another message before.
+
+        Raises:
+            MessageError: the broker refuses this message, or can't take one so large.
+            PeerError: it did not take it now; `reconnect`: the link is lost.
+        """
+        deadline_s = self._loop.time() + timeout_s
+        if (self._waiting or self._writing_paused or len(self._sent) >= self._window) and self._error is None:
+            await self._room(deadline_s)
+        if self._error is not None:
+            raise PeerError(str(self._error), reconnect=True)
+        packet_id = self._free_id() if message.qos else 0
+        packet = self._written(packet_id, message)
+        if not packet_id:
+            self.write(packet)
+            return
+        answer = self._loop.create_future()
+        self._sent[packet_id] = _Sent(answer, deadline_s)
+        if "late" not in self._timers:
+            self._timers["late"] = self._loop.call_at(deadline_s, self._find_late)
+        self.write(packet)
+        said: Answer = await answer
+        if said.code >= 0x80:
+            raise reasons.publish_refused(self._peer, message.topic.decode(), said)
+
+    def _written(self, packet_id: int, message: Outgoing) -> bytes:
+        try:
+            packet = self._writer.publish(packet_id, message)
+        except (struct.error, UnicodeEncodeError) as error:
+            raise MessageError(
+                f"{self._peer}: the topic or a header can't be written as MQTT text of at most 65535 bytes of UTF-8"
+            ) from error
+        most = self.broker.get("maximum_packet_size")
+        if most is not None and len(packet) > most:
+            raise MessageError(
+                f"{self._peer}: the message takes {len(packet)} bytes, the broker takes at most {most}",
+                code="too_large",
+            )
+        return packet
+
+    async def _room(self, deadline_s: float) -> None:
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await turn
+        except TimeoutError:
+            raise PeerError(
+                f"{self._peer}: the broker is slow: {len(self._sent)} messages wait for its acknowledgement"
+            ) from None
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            elif not turn.cancelled():
+                self._admit()
+
+    def _admit(self) -> None:
+        room = self._window - len(self._sent)
+        while room > 0 and self._waiting and not self._writing_paused:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                room -= 1
+
+    def _free_id(self) -> int:
+        packet_id = self._last_id
+        while True:
+            packet_id = packet_id % _MAX_ID + 1
+            if packet_id not in self._sent and packet_id not in self._asked:
+                self._last_id = packet_id
+                return packet_id
+
+    def _find_late(self) -> None:
+        now_s = self._loop.time()
+        late = [sent for sent in self._sent.values() if sent.deadline_s <= now_s]
+        if late:
+            text = f"{self._peer}: the broker did not acknowledge a message in time"
+            for sent in late:
+                if not sent.answer.done():
+                    sent.answer.set_exception(PeerError(text, reconnect=True, too_late=True))
+            self.lose(PeerError(text, reconnect=True))
+        elif self._sent:
+            next_s = min(sent.deadline_s for sent in self._sent.values())
+            self._timers["late"] = self._loop.call_at(next_s, self._find_late)
+        else:
+            del self._timers["late"]
+
+    # In
+
+    def _take(self, first: int, body: bytes) -> None:
+        kind = first & 0xF0
+        if kind == PINGRESP:
+            return
+        answer = read_answer(first, body, self._version)
+        if kind in {PUBACK, PUBCOMP} or (kind == PUBREC and answer.code >= 0x80):
+            self._acknowledged(answer)
+        elif kind == PUBREC:
+            self.write(self._writer.ack(PUBREL, answer.packet_id))
+        elif kind == PUBREL:
+            self._arrivals.release(answer.packet_id)
+        elif kind in {SUBACK, UNSUBACK}:
+            asked = self._asked.pop(answer.packet_id, None)
+            if asked is not None and not asked.done():
+                asked.set_result(answer)
+        elif kind == CONNACK and not self._connack.done():
+            self._connack.set_result(answer)
+        elif kind == DISCONNECT:
+            self.lose(reasons.disconnected(self._peer, answer))
+        else:
+            raise PacketError(f"a packet of type {first >> 4} came, which no broker may send here")
+
+    def _acknowledged(self, answer: Answer) -> None:
+        sent = self._sent.pop(answer.packet_id, None)
+        if sent is not None and not sent.answer.done():
+            sent.answer.set_result(answer)
+        if self._waiting:
+            self._admit()
+
+    @asynccontextmanager
+    async def subscription(self, topic_filter: str, qos: int, take: Callable[[Arrival], None]) -> AsyncIterator[None]:
+        """Subscribed for as long as the context lasts; `take` is called with each message and must not wait.
+
+        Leaving does not unsubscribe, so that the broker keeps what comes while we are away; a link that goes on
+        without a taker for this filter does so after 10 s.
+
+        Raises:
+            PeerError: the broker refused it, or granted QoS 0 where more was asked.
+        """
+        subscription = Subscription(topic_filter, take)
+        self._arrivals.join(subscription)
+        self._expect_takers()
+        try:
+            await self._subscribe(subscription, qos)
+            yield
+        finally:
+            self._arrivals.leave(subscription)
+            self._expect_takers()
+
+    async def _subscribe(self, subscription: Subscription, qos: int) -> None:
+        with_identifier = self._version == 5 and self.broker.get("sub_id_available", 1)
+        identifier = subscription.identifier if with_identifier else None
+        topic_filter = subscription.topic_filter
+        qos = max(qos, self._granted.get(topic_filter, 0))
+        packet_id = self._free_id()
+        answer = await self._ask(packet_id, self._writer.subscribe(packet_id, topic_filter, qos, identifier))
+        code = answer.codes[0] if answer.codes else 0x80
+        if code >= 0x80:
+            raise reasons.subscribe_refused(self._peer, topic_filter, answer, code)
+        if qos and not code:
+            raise PeerError(
+                f"{self._peer}: the broker grants only QoS 0 for {topic_filter!r}, expected {qos}; say qos: 0 if "
+                "messages may be lost"
+            )
+        self._granted[topic_filter] = qos
+
+    async def _ask(self, packet_id: int, packet: bytes) -> Answer:
+        if self._error is not None:
+            raise PeerError(str(self._error), reconnect=True)
+        asked: asyncio.Future[Answer] = self._loop.create_future()
+        self._asked[packet_id] = asked
+        self.write(packet)
+        try:
+            async with asyncio.timeout(self._login.handshake_s):
+                return await asked
+        except TimeoutError:
+            error = PeerError(f"{self._peer}: the broker did not answer a subscription", reconnect=True)
+            self.lose(error)
+            raise error from None
+
+    def _expect_takers(self) -> None:
+        if self._error is None:
+            self._arrivals.waits_for_takers = True
+            self._after("patience", PATIENCE_S, self._give_up)
+
+    def _give_up(self) -> None:
+        self._arrivals.stop_waiting()
+        for topic_filter in set(self._granted) - self._arrivals.topic_filters:
+            del self._granted[topic_filter]
+            packet_id = self._free_id()
+            self.write(self._writer.unsubscribe(packet_id, topic_filter))
+
+    def _let_go(self, why: str, topic: str) -> None:
+        self._count_dropped(1, why)
+        if why not in self._warned:
+            self._warned.add(why)
+            log.warning("messages dropped", extra={"peer": self._peer, "reason": why, "topic": topic})
+
+
+def unreachable(peer: str, error: OSError) -> PeerError:
+    """The error for a connection that could not be made."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"its certificate was refused: {error.verify_message}; check tls: and the broker's certificate"
+    elif isinstance(error, ssl.SSLError):
+        text = f"TLS failed ({error.reason}); is it a TLS port, and does it want a client certificate?"
+    elif isinstance(error, socket.gaierror):
+        text = "no such host; check url:"
+    elif isinstance(error, ConnectionRefusedError):
+        text = "nothing listens there; is the broker running, and is the port of url: right?"
+    else:
+        text = f"no connection: {error.strerror or error}"
+    return PeerError(f"{peer}: {text}", reconnect=True)
+
+
+def whole_seconds(seconds: float) -> int:
+    """Seconds as MQTT writes them: whole, never fewer than asked for."""
+    return math.ceil(seconds)
