@@ -21,6 +21,7 @@ class Gate:
         self._waiting: deque[asyncio.Future[bool]] = deque()
         self._empty: asyncio.Future[None] | None = None
         self._open = True
+        self._stopping = False
 
     @property
     def inside(self) -> int:
@@ -38,11 +39,11 @@ class Gate:
     async def enter(self, *, patient: bool) -> bool:
         """Goes in when there is room; False: there was none in time.
 
-        patient: waits for as long as it takes; else for 1 s, and not at all while the gate is closed.
+        patient: waits for as long as it takes; else for 1 s, and not at all while the route stops.
         """
         if self.enter_at_once():
             return True
-        if not self._open and not patient:
+        if self._stopping and not patient:
             return False
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -70,13 +71,19 @@ class Gate:
         if not self._inside and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
-    def close(self) -> None:
-        """Lets nobody in any more. Who waits impatiently is sent away; who waits patiently goes on waiting."""
+    def close(self, *, stopping: bool) -> None:
+        """Lets nobody in any more. Stopping: newcomers that wait for an answer are sent away at once."""
         self._open = False
+        self._stopping = stopping
+
+    def limit(self, limit: int) -> None:
+        """Changes how many may be inside."""
+        self._limit = limit
 
     def reopen(self) -> None:
         """Lets in again, as many as there is room for."""
         self._open = True
+        self._stopping = False
         while self._waiting and self._inside < self._limit:
             turn = self._waiting.popleft()
             if not turn.done():

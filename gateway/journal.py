@@ -8,7 +8,8 @@ which never goes back, whatever the machine's clock does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -33,7 +34,7 @@ class Reason(Struct, frozen=True):
     """Why a message or a delivery is where it is."""
 
     kind: str
-    """`refused`, `malformed`, `unmatched`, `retries` (attempts or age used up), `internal`, `poison`, `unavailable` …"""
+    """`refused`, `malformed`, `unmatched`, `retries` (attempts or age used up), `internal`, `poison` …"""
     text: str
     place: str | None = None
     """The step, target or accept check, such as `steps.2.map` or `ledger`."""
@@ -116,8 +117,9 @@ class Expanded(Struct, frozen=True):
 class Attempted(Struct, frozen=True):
     """A delivery that was written before was tried (or given up, or expired).
 
-    When it becomes final, the next of its lane gets `due_at` = now; when all deliveries of the message are final,
-    the message takes the gravest of their states (dead, expired, discarded, delivered, filtered), in the same commit.
+    When it becomes final, the next of its lane (same route, target and key, by the order of the parents) gets
+    `due_at` = now; when all deliveries of the message are final, the message takes the gravest of their states (dead,
+    expired, discarded, delivered, filtered). All in the same commit. The same holds for `Expanded`.
     """
 
     parent: str
@@ -193,7 +195,7 @@ class Journal(Protocol):
     async def append(self, route: str, message: Message) -> bool:
         """Stores a message as it came (`raw`, envelope). False: its id was known already, and nothing changed.
 
-        Messages of one route become visible to `stored` in the order of these calls' returns.
+        Waiting callers are woken in the order in which their messages were stored.
         """
         ...
 
@@ -201,38 +203,42 @@ class Journal(Protocol):
         """Stores a message as a dead letter at once."""
         ...
 
-    async def advance(self, route: str, changes: Sequence[Change]) -> None:
-        """Applies all changes in one commit. A change of a message that is already final there changes nothing."""
+    def advance(self, route: str, changes: Sequence[Change]) -> asyncio.Future[None]:
+        """Applies all changes in one commit; the future is done once it is durable. Hands over at once, in order.
+
+        Changes of a message that is already final there change nothing. Never JournalFullError: for lack of room it
+        waits, since what it writes ends messages. Need not be awaited.
+        """
         ...
 
-    async def stored(self, route: str, after: str | None, limit: int, max_bytes: int) -> Sequence[Work]:
-        """Messages whose steps are unfinished, oldest first, after this id: at least one if there is any, at most
-        `limit`, about `max_bytes` of bodies. Higher `priority` first only within what is asked for."""
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+        """Messages in state `stored` but those with an id in `exclude`: higher `priority` first, then as they came.
+
+        At least one if there is any, at most `limit`, about `max_bytes` of bodies.
+        """
         ...
 
-    async def due(self, route: str, limit: int) -> Sequence[Due]:
-        """Pending deliveries whose time has come, earliest due first."""
+    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
+        """Pending deliveries whose time has come, but those with a (child id, target) in `exclude`; earliest first."""
         ...
 
     async def next_due(self, route: str) -> float | None:
-        """Journal time of the earliest delivery that is not yet due; None: there is none."""
+        """Journal time of the earliest pending delivery that has one; None: there is none."""
         ...
 
-    async def lanes(self, route: str) -> Sequence[tuple[str, str]]:
-        """(target, key) of every lane that has pending deliveries."""
+    async def lanes(self, route: str) -> Mapping[tuple[str, str], int]:
+        """How many pending deliveries each (target, key) has."""
         ...
 
-    async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str, str]]) -> None:
-        """Notes that these are begun (message ids; parent, child and target of deliveries): `claims` + 1. Any change
-        of them by `advance` sets it back to 0."""
+    async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        """Notes that these are begun (message ids; child id and target of deliveries): `claims` + 1.
+
+        Any change of them by `advance` sets it back to 0.
+        """
         ...
 
-    async def counts(self) -> Mapping[str, Mapping[State, int]]:
-        """How many messages of each route are in each state, of those not yet removed by retention."""
-        ...
-
-    async def removed(self) -> Mapping[str, Mapping[State, int]]:
-        """How many finished messages of each route retention has removed, ever: the books balance with `counts`."""
+    def counts(self) -> Mapping[str, Mapping[State, int]]:
+        """How many messages of each route are in each state, those that retention removed included: the books."""
         ...
 
     async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
@@ -244,8 +250,12 @@ class Journal(Protocol):
         ...
 
     async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
-        """Dead (or delivered) messages become pending again: those with deliveries at their dead ones (all targets, or
-        one), the others from their steps on. Returns how many. `by` goes into the audit line of each."""
+        """Final messages become pending again, and are sent as what was committed for their targets.
+
+        Those with deliveries: the dead ones of them (with `target`: that target's, whatever its state); the others
+        (and delivered ones that have no deliveries) from their steps on, in state `stored`. Returns how many. `by`
+        goes into the audit line of each.
+        """
         ...
 
     async def discard(self, ids: Sequence[str], by: str) -> int:

@@ -1,0 +1,150 @@
+"""The running inside of a route: its steps bound, its targets open, the stack round each send in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gateway.config import Configured
+from gateway.errors import MessageError
+from gateway.host import EngineHost, Services
+from gateway.language import Target
+from gateway.layers import Breaker, guarded, limited, measured, retried
+from gateway.links import Link
+from gateway.message import Message
+from gateway.observe import TargetMeters
+from gateway.path import Path, Pattern
+from gateway.ports import Clock, Send, Sink, Step
+from gateway.registry import formats_with
+from gateway.workers import Workers
+
+TAP_QUEUE = 1000
+"""How many copies wait for one tap; more are dropped and counted."""
+
+
+class RunningTarget:
+    """One target of a route, open: what it takes, what it makes of a message, and how it sends."""
+
+    def __init__(self, settings: Target, path: Path, send: Send, breaker: Breaker | None, meters: TargetMeters) -> None:
+        self.name = settings.name
+        self.settings = settings
+        self.path = path
+        self.breaker = breaker
+        self.meters = meters
+        self.send = send
+        """The whole stack: at most `concurrency` at once, circuit, meters, the open sink."""
+        self._when = settings.when
+
+    def takes(self, message: Message) -> bool:
+        """Whether its `when` holds. Raises MessageError when that can't be said."""
+        try:
+            return self._when is None or self._when.holds(message)
+        except MessageError as error:
+            error.place = error.place or f"to.{self.name}.when"
+            raise
+
+    async def made_of(self, message: Message) -> Sequence[Message]:
+        """What it sends for this message: through its own steps."""
+        path = self.path
+        if path.empty:
+            return (message,)
+        if path.plain is not None:
+            after = path.plain(message)
+            return () if after is None else (after,)
+        return await path(message)
+
+
+class Inside:
+    """Steps and targets of one generation of a route. `start` opens, `stop` closes."""
+
+    def __init__(self, configured: Configured, services: Services) -> None:
+        self.name = configured.name
+        self.settings = configured.settings
+        self.clock: Clock = services.clock
+        self.formats = formats_with(self.settings.limits)
+        self.services = services
+        self.meters = services.observed.route(self.name)
+        self._links: list[Link] = []
+        self._taps: list[_Tap] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self.accept = self.path(self.settings.accept, "accept")
+        self.steps = self.path(self.settings.steps, "steps")
+        self.targets = tuple(self._target(target) for target in self.settings.to)
+        dead = self.settings.dead_letter
+        self.dead_letter = None if dead is None else self._target(dead)
+
+    def path(self, steps: Sequence[Step | Pattern], place: str) -> Path:
+        """These steps, bound to this route."""
+        return Path(steps, self, place)
+
+    def call(self, sink: Sink, name: str) -> Send:
+        """A send to a sink that this route holds open, tried as often as the route's `retry` says."""
+        meters = self.services.observed.target(self.name, name)
+        send = measured(self._link(sink, name).send, meters, self.clock)
+        return retried(send, self.settings.retry, self.clock, self.services.luck, meters)
+
+    def tap(self, sink: Sink, name: str) -> Callable[[Message], None]:
+        """A best-effort hand-over: one at a time, dropped and counted when the queue is full or the sink fails."""
+        meters = self.services.observed.target(self.name, name)
+        tap = _Tap(measured(self._link(sink, name).send, meters, self.clock), self._host(name), name)
+        self._taps.append(tap)
+        return tap.put
+
+    def _target(self, settings: Target) -> RunningTarget:
+        meters = self.services.observed.target(self.name, settings.name)
+        breaker = Breaker(settings.circuit, self.clock, meters) if settings.circuit else None
+        send = measured(self._link(settings.sink, settings.name).send, meters, self.clock)
+        if breaker is not None:
+            send = guarded(send, breaker)
+        send = limited(send, self.settings.concurrency)
+        return RunningTarget(settings, self.path(settings.steps, f"to.{settings.name}.steps"), send, breaker, meters)
+
+    def _link(self, sink: Sink, name: str) -> Link:
+        peer = self.services.observed.peer(self.name, name, "target")
+        link = Link(sink, self._host(name), peer, self.services.observed, self.services.luck)
+        self._links.append(link)
+        return link
+
+    def _host(self, name: str) -> EngineHost:
+        return EngineHost(self.services, self.name, name, self.settings.limits, self.formats)
+
+    def start(self) -> None:
+        """Begins to open everything; sends wait for it."""
+        holds: list[tuple[str, Any]] = [("link", link.hold()) for link in self._links]
+        holds += [("tap", tap.run()) for tap in self._taps]
+        self._tasks = [asyncio.create_task(hold, name=f"{self.name}:{kind}") for kind, hold in holds]
+
+    async def stop(self) -> None:
+        """Closes everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class _Tap:
+    def __init__(self, send: Send, host: EngineHost, name: str) -> None:
+        self._send = send
+        self._host = host
+        self._name = name
+        self._waiting = 0
+        self._workers: Workers[Message] | None = None
+
+    def put(self, message: Message) -> None:
+        if self._workers is None or self._waiting >= TAP_QUEUE:
+            self._host.dropped(1, f"{self._name} full")
+            return
+        self._waiting += 1
+        self._workers.put(message)
+
+    async def run(self) -> None:
+        async with Workers(self._hand_over, count=1, name=self._name) as self._workers:
+            await asyncio.get_running_loop().create_future()
+
+    async def _hand_over(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except Exception:
+            self._host.dropped(1, f"{self._name} failed")
+        finally:
+            self._waiting -= 1
