@@ -1,0 +1,224 @@
+"""Messages over HTTP/1.1: requests taken in by the data listener, and requests sent to servers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, assert_never
+
+from pydantic import AfterValidator, Field
+
+from adapters._encoding import decompressed
+from adapters._listener import Listener
+from adapters._paths import checked_pattern
+from adapters._request import JSON_TYPE, PROBLEM, Refusal, Request, header_lines, problem
+from gateway import (
+    JSON,
+    Accepted,
+    Deferred,
+    Deliver,
+    Host,
+    Limits,
+    Listen,
+    Message,
+    MessageError,
+    Outcome,
+    Refused,
+    Settings,
+    Template,
+    Workers,
+)
+from gateway.errors import Refusal as Code
+
+_STATUS: Mapping[Code, int] = {
+    "refused": 422,
+    "malformed": 400,
+    "too_large": 413,
+    "unsupported": 415,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "internal": 500,
+}
+_EXTRA: Mapping[int, bytes] = {
+    401: b'www-authenticate: Bearer realm="gateway"\r\nwww-authenticate: Basic realm="gateway"\r\n',
+    415: b"accept-encoding: gzip, deflate\r\n",
+}
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# Decompressing so many bytes takes long enough to be done beside the loop.
+_LARGE = 16_384
+
+Path = Annotated[str, AfterValidator(checked_pattern)]
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+def _media_type(text: str) -> str:
+    media_type = text.strip().lower()
+    if not re.fullmatch(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+*-]+", media_type):
+        raise ValueError(f'expected a content type without parameters, such as application/json, got "{text}"')
+    return media_type
+
+
+class Answer(Settings):
+    """What a sender hears once its message is safe."""
+
+    status: int = Field(202, ge=200, le=299, description="the status of the answer")
+    body: Template | None = Field(None, description='the body of the answer; default: {"id": "…"}, the message id')
+    content_type: str = Field(JSON, description="the content type of `body`")
+    headers: dict[str, Template] = Field({}, description="further headers of the answer")
+
+
+class Source(Settings):
+    """Requests become messages; each is answered once what became of its message is known.
+
+    202 with the message id (or as `answer` says) when it is safe, with `ack: reply` the target's reply; 4xx when it is
+    refused; 503 with Retry-After when it can't be taken now; 502 and 504 when the target that was to reply gave no
+    answer, or none in time. Errors are `application/problem+json` with a stable `code`.
+    """
+
+    listen: Listen = Field(description="where to listen, such as 127.0.0.1:8081; many routes share one address")
+    path: Path = Field("/", description="the path, whose segments may be parameters: /orders/{id}")
+    methods: tuple[Method, ...] = Field(("POST",), min_length=1, description="the methods; others are answered 405")
+    content_types: tuple[Annotated[str, AfterValidator(_media_type)], ...] = Field(
+        (), description="the content types that are taken, others are answered 415; default: all"
+    )
+    content_type: str | None = Field(None, description="what bodies are, whatever their header says")
+    answer: Answer = Field(Answer(), description="the answer when a message is safe and there is no reply")
+
+    @property
+    def answers(self) -> bool:
+        """Senders are told the outcome."""
+        return True
+
+    async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
+        """Answers at the path until cancelled.
+
+        Raises:
+            PeerError: the address can't be had now.
+        """
+
+        async def work(request: Request) -> None:
+            if request.response is not None:
+                return
+            request.taken = True
+            try:
+                message = self._message(request)
+                if "content-encoding" in request.headers:
+                    message = await _plain(message, host.limits)
+            except MessageError as error:
+                _refuse(request, error.code, str(error), None)
+                return
+            self._settle(request, message, await deliver(message))
+
+        async with (
+            host.share(Listener(self.listen)) as listening,
+            Workers(work, count=host.limits.in_flight, name=f"{host.route}:http") as workers,
+        ):
+            check = self._check if self.content_types else None
+            with listening.mount(self.path, self.methods, workers.put, limits=host.limits, check=check):
+                ready()
+                await asyncio.get_running_loop().create_future()
+
+    def _check(self, headers: Mapping[str, str]) -> Refusal | None:
+        content_type = headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() in self.content_types:
+            return None
+        found = f"content-type is {content_type!r}" if content_type else "there is no content-type"
+        return Refusal(415, "unsupported", f"{found}, expected {' or '.join(self.content_types)}")
+
+    def _message(self, request: Request) -> Message:
+        headers = request.headers
+        traceparent = headers.get("traceparent")
+        if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = None
+        transport = {
+            "method": request.method,
+            "path": request.path,
+            "params": request.params,
+            "query": request.query,
+            "peer": request.peer,
+            "scheme": request.scheme,
+        }
+        if request.certificate_subject is not None:
+            transport["certificate_subject"] = request.certificate_subject
+        return Message(
+            type="http.message",
+            raw=request.body,
+            content_type=self.content_type or headers.get("content-type") or JSON,
+            headers=headers,
+            transport=transport,
+            sender_id=headers.get("idempotency-key"),
+            traceparent=traceparent,
+        )
+
+    def _settle(self, request: Request, message: Message, outcome: Outcome) -> None:
+        match outcome:
+            case Accepted(reply=None):
+                self._accept(request, message)
+            case Accepted(reply=reply):
+                assert reply is not None
+                _reply(request, reply)
+            case Refused(code=code, reason=reason):
+                _refuse(request, code, reason, outcome.id)
+            case Deferred():
+                _defer(request, outcome)
+            case other:
+                assert_never(other)
+
+    def _accept(self, request: Request, message: Message) -> None:
+        answer = self.answer
+        lines, body = JSON_TYPE, b'{"id":"%b"}' % message.id.encode()
+        if answer.body is not None or answer.headers:
+            try:
+                fields = [(name, value.text_of(message)) for name, value in answer.headers.items()]
+                lines = header_lines([*fields, ("content-type", answer.content_type)])
+                if answer.body is not None:
+                    body = answer.body.text_of(message).encode()
+            except (MessageError, ValueError):
+                # The message is safe: an answer that can't be written is no reason to have it sent again.
+                lines, body = JSON_TYPE, b'{"id":"%b"}' % message.id.encode()
+        request.answer(answer.status, body, lines)
+
+
+def _reply(request: Request, reply: Message) -> None:
+    status = reply.transport.get("status")
+    if not isinstance(status, int) or not 200 <= status <= 599:
+        status = 200
+    try:
+        lines, body = header_lines([("content-type", reply.content_type)]), reply.body
+    except (MessageError, ValueError):
+        request.answer(502, problem(502, "bad_reply", "the reply of the target can't be passed on"), PROBLEM)
+    else:
+        request.answer(status, body, lines)
+
+
+def _refuse(request: Request, code: Code, reason: str, message_id: str | None) -> None:
+    status = _STATUS[code]
+    if code == "internal":
+        reason = "the gateway failed on this message; its operator finds why by the id"
+    request.answer(status, problem(status, code, reason, message_id), PROBLEM + _EXTRA.get(status, b""))
+
+
+def _defer(request: Request, outcome: Deferred) -> None:
+    # The reason names what is inside; the sender needs to know no more than what to do.
+    if outcome.too_late:
+        detail = "no answer came in time; the message may have been acted upon"
+        request.answer(504, problem(504, "too_late", detail), PROBLEM)
+    elif outcome.answerless:
+        request.answer(502, problem(502, "answerless", "who was to reply gave no answer"), PROBLEM)
+    else:
+        wait_s = max(1, math.ceil(outcome.wait_s))
+        detail = f"not now, nothing was taken; try again in {wait_s} s"
+        request.answer(503, problem(503, "busy", detail), PROBLEM + b"retry-after: %d\r\n" % wait_s)
+
+
+async def _plain(message: Message, limits: Limits) -> Message:
+    headers = dict(message.headers)
+    encoding = headers.pop("content-encoding")
+    body = message.body
+    if len(body) < _LARGE:
+        raw = decompressed(body, encoding, limits)
+    else:
+        raw = await asyncio.to_thread(decompressed, body, encoding, limits)
+    return message.replace(raw=raw, headers=headers)
