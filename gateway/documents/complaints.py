@@ -55,7 +55,7 @@ def render(complaints: Iterable[Complaint], *, color: bool = False) -> str:
     lines = []
     for complaint in sorted_ones:
         subject = f"{complaint.subject}: " if complaint.subject else ""
-        lines.append(_printable(f"{bold}{complaint.place}:{plain} {subject}{complaint.text}", keep="\033"))
+        lines.append(f"{bold}{_printable(str(complaint.place))}:{plain} {_printable(subject + complaint.text)}")
         if complaint.place.source.strip():
             shown, indent = _line_and_indent(complaint.place)
             lines += [f"  {shown}", f"  {' ' * indent}{red}^{plain}"]
@@ -69,8 +69,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_plain_form[near[0]]}?" if near else ""
 
 
-def _printable(text: str, keep: str = "") -> str:
-    return "".join(char if char.isprintable() or char in keep else " " for char in text)
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _line_and_indent(place: Place) -> tuple[str, int]:

@@ -138,7 +138,8 @@ class _Wording:
         texts = list(dict.fromkeys(self._text(loc, detail) for detail in details))
         wanted = [found[1] for text in texts if (found := _EXPECTED.match(text))]
         if len(wanted) > 1:
-            texts = [f"expected {' or '.join(wanted)}, got {self._document.shown(loc)}"]
+            either = (", or " if any("," in phrase for phrase in wanted) else " or ").join(wanted)
+            texts = [f"expected {either}, got {self._document.shown(loc)}"]
         key = details[0]["type"] in ("missing", "extra_forbidden") or _is_key(details[0])
         return self._document.complaint(loc, texts[0], key=key)
 
@@ -154,6 +155,8 @@ class _Wording:
         if kind in ("literal_error", "enum"):
             return self._choice(loc, context["expected"], got)
         wanted = self._wanted(loc, kind, context)
+        if kind in ("too_short", "too_long"):
+            got = _entries(context["actual_length"])
         if wanted is not None:
             return f"expected {wanted}, got {got}"
         message = str(detail["msg"]).replace("Input should be", "expected", 1)
@@ -197,7 +200,11 @@ def _length(kind: str, context: Mapping[str, Any]) -> str:
     words, count = ("at least", context["min_length"]) if "short" in kind else ("at most", context["max_length"])
     if kind.startswith("string"):
         return f"text of {words} {count} character{'' if count == 1 else 's'}"
-    return f"{words} {count} {'entry' if count == 1 else 'entries'}"
+    return f"{words} {_entries(count)}"
+
+
+def _entries(count: int | None) -> str:
+    return "more entries" if count is None else f"{count} {'entry' if count == 1 else 'entries'}"
 
 
 def _is_key(detail: Detail) -> bool:
