@@ -51,8 +51,8 @@ def complaints_of(
     error: ValidationError,
     document: Document,
     prefix: Loc = (),
-    *,
     model: type[BaseModel] | None = None,
+    *,
     keys_at: Callable[[Loc], Iterable[str]] | None = None,
 ) -> list[Complaint]:
     """What pydantic found wrong, one complaint for each value or key, without its secrets.
