@@ -56,7 +56,11 @@ class Talk(Protocol):
         ...
 
     def answer(self, message: Message, outcome: Outcome, link: Link) -> bytes:
-        """What is written when the outcome is known and all earlier frames are answered, framed; b"": nothing."""
+        """What is written when the outcome is known and all earlier frames are answered, framed; b"": nothing.
+
+        Raises:
+            MessageError: it can't be framed. The connection is cut, as its order of answers is broken.
+        """
         ...
 
     def refusal(self, error: MessageError, link: Link) -> bytes:
@@ -173,6 +177,9 @@ class Intake:
         try:
             slot.answer = talk.answer(message, outcome, link)
             link.advance()
+        except MessageError as error:
+            log.warning("answer not sent", extra={"route": self.host.route, "reason": str(error)})
+            link.cut("the answer can't be said in its framing")
         except Exception:  # one link's answer must not end the worker that serves them all
             log.exception("answer failed", extra={"route": self.host.route, "message_id": message.id})
             link.cut("bug")

@@ -1,0 +1,181 @@
+"""Messages over TCP: framed bytes, taken in and sent, as a server or as a client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
+
+from adapters._frames import Framer
+from adapters._framing import AnyFraming, Framing, LineFraming
+from adapters._stream import Intake, Link
+from gateway import (
+    JSON,
+    Accepted,
+    AddressField,
+    ClientTls,
+    ConfigError,
+    Deferred,
+    Deliver,
+    Duration,
+    Host,
+    Listen,
+    Message,
+    MessageError,
+    Outcome,
+    Settings,
+    Template,
+    duration,
+    loading,
+)
+
+_REASON = frozenset({"reason"})
+_ALL_OF_IT = 2**31
+"""A limit that no answer of ours meets: what we write is bounded where it is made."""
+
+
+def _answer_template(text: Any, info: ValidationInfo) -> Template:
+    if isinstance(text, Template):
+        return text
+    try:
+        return Template(text, _REASON | loading(info).names)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+AnswerTemplate = Annotated[
+    Template,
+    PlainValidator(_answer_template),
+    PlainSerializer(lambda template: template.text),
+    WithJsonSchema({"type": "string", "examples": ["OK {{ message.id }}", "ERROR {{ reason }}"]}),
+]
+"""A template that may also use `reason`: why the message was refused or deferred, on one line."""
+
+
+class Answer(Settings):
+    """What a sender is told, framed like what it sent, in the order of receipt."""
+
+    accepted: AnswerTemplate = Field(
+        Template("OK {{ message.id }}", _REASON), description="the message is safe; a reply's body is said instead"
+    )
+    refused: AnswerTemplate = Field(
+        Template("ERROR {{ reason }}", _REASON), description="the message can't pass, now or later"
+    )
+    deferred: AnswerTemplate = Field(
+        Template("BUSY", _REASON), description="nothing was taken; the sender may try again"
+    )
+
+
+class Source(Settings):
+    """Takes framed messages from whoever connects (`listen`), or from a server that it connects to (`connect`).
+
+    With `answer` each frame is answered, in the order of receipt, once its outcome is known: `ack: reply` needs that.
+    Without, nothing is said: a deferred message is tried again as long as the gateway runs, and what a crash or a lost
+    connection takes is gone: at most once.
+    """
+
+    listen: Listen | None = Field(None, description="where to listen, such as 127.0.0.1:9100; TLS by `listeners:`")
+    connect: AddressField | None = Field(None, description="a server to connect to and read from, instead of `listen`")
+    framing: Framing = Field(LineFraming(), description="where one message ends and the next begins")
+    content_type: str = Field(JSON, description="what the bodies are")
+    answer: Answer | None = Field(None, description="what each sender is told; default: nothing")
+    tls: ClientTls | None = Field(None, description="TLS, with `connect`")
+    timeout: Duration = Field(duration("5s"), le=300, description="how long to wait for a connection, with `connect`")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Source:
+        if (self.listen is None) == (self.connect is None):
+            raise ValueError("expected either `listen` (be a server) or `connect` (be a client)")
+        if self.listen is not None and self.tls is not None:
+            raise ValueError(f"`tls` is for `connect`; write the TLS of a server under listeners: {self.listen}")
+        if self.answer is not None:
+            for answer in (self.answer.accepted, self.answer.refused, self.answer.deferred):
+                _check_constant(answer, self.framing)
+        return self
+
+    @property
+    def answers(self) -> bool:
+        return self.answer is not None
+
+    async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
+        talk = _Talk(self.framing, self.content_type, self.answer, host.limits.message)
+        intake = Intake(host, deliver, talk)
+        if self.listen is not None:
+            await intake.listen(self.listen, ready, who=f"tcp {self.listen}")
+        assert self.connect is not None
+        await intake.connect(self.connect, self.tls, ready, timeout_s=self.timeout, who=f"tcp {self.connect}")
+
+
+def _check_constant(answer: Template, framing: AnyFraming) -> None:
+    if answer.constant:
+        try:
+            framing.framer(_ALL_OF_IT).frame(str(answer.text).encode())
+        except MessageError as error:
+            raise ValueError(f'the answer "{answer.text}" can\'t be said in this framing: {error}') from error
+
+
+class _Talk:
+    """How a tcp source hears and answers."""
+
+    def __init__(self, framing: AnyFraming, content_type: str, answer: Answer | None, max_frame_bytes: int) -> None:
+        self.answers = answer is not None
+        self._framing = framing
+        self._content_type = content_type
+        self._max_frame_bytes = max_frame_bytes
+        self._framer = framing.framer(_ALL_OF_IT)
+        said = answer or Answer()
+        self._accepted = _Said(said.accepted)
+        self._refused = _Said(said.refused)
+        self._deferred = _Said(said.deferred)
+
+    def framer(self) -> Framer:
+        return self._framing.framer(self._max_frame_bytes)
+
+    def message(self, payload: bytes, link: Link) -> Message:
+        return Message(raw=payload, content_type=self._content_type, transport=link.facts)
+
+    def answer(self, message: Message, outcome: Outcome, link: Link) -> bytes:
+        if not self.answers:
+            return b""
+        frame = self._framer.frame
+        if type(outcome) is Accepted:
+            if outcome.reply is None:
+                return frame(self._accepted(message, ""))
+            try:
+                return frame(outcome.reply.body)
+            except MessageError as error:
+                return frame(self._refused(message, f"the reply can't be said: {error}"))
+        assert not isinstance(outcome, Accepted)
+        said = self._deferred if type(outcome) is Deferred else self._refused
+        return frame(said(message, outcome.reason))
+
+    def refusal(self, error: MessageError, link: Link) -> bytes:
+        if not self.answers:
+            return b""
+        try:
+            return self._framer.frame(self._refused(Message(raw=b"", transport=link.facts), str(error)))
+        except MessageError:  # it is about to be closed anyway
+            return b""
+
+
+_PLAIN = re.compile(r"\{\{\s*(message\.id|reason)\s*\}\}")
+
+
+class _Said:
+    """An answer's bytes. The usual ones, which hold nothing but an id and a reason, take no template engine."""
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        self._plain: str | None = None
+        text = str(template.text)
+        if template.constant or "{" not in _PLAIN.sub("", text):
+            self._plain = _PLAIN.sub(r"%(\1)s", text.replace("%", "%%"))
+
+    def __call__(self, message: Message, reason: str) -> bytes:
+        if reason:
+            reason = "".join(sign if sign.isprintable() else " " for sign in reason)
+        if self._plain is not None:
+            return (self._plain % {"message.id": message.id, "reason": reason}).encode()
+        return self._template.text_of(message, {"reason": reason}).encode()
