@@ -1,0 +1,259 @@
+"""HL7 v2 over MLLP: takes messages and acknowledges them, sends messages and waits for their acknowledgement."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from adapters._frames import Framer, Mllp
+from adapters._mllp import Links, linked
+from adapters._stream import Intake, Link
+from gateway import (
+    Accepted,
+    AddressField,
+    ClientTls,
+    Deferred,
+    Deliver,
+    Duration,
+    Host,
+    Listen,
+    Message,
+    MessageError,
+    Outcome,
+    PeerError,
+    Send,
+    Settings,
+    duration,
+    new_id,
+)
+from transforms._hl7 import codec
+from transforms._hl7_ack import Header, ack_id, acknowledge, read_header
+
+HL7 = "application/hl7-v2"
+_ALL_OF_IT = 2**31
+"""A limit that no answer of ours meets: what we write is bounded where it is made."""
+_HEAD = 4096
+"""Bytes of an unfinished frame in which its header is looked for."""
+
+
+class Codes(Settings):
+    """What a sender hears when its message did not pass: AE (an error in it) or AR (not now, or not here)."""
+
+    refused: Literal["AE", "AR"] = Field("AE", description="the content is wrong, or too large; sending again is vain")
+    deferred: Literal["AE", "AR"] = Field("AR", description="nothing was taken now; the sender may send it again")
+    internal: Literal["AE", "AR"] = Field("AR", description="a fault of the gateway")
+
+
+class Source(Settings):
+    """Takes HL7 v2 messages from whoever connects (`listen`), or from a server that it connects to (`connect`).
+
+    Each is acknowledged in the order of receipt, once the route has it: AA, or what `codes` says. A sender that asks
+    for enhanced mode gets CA, CE or CR as its MSH-15 asks, and then an application acknowledgement as its MSH-16
+    asks. Both come when the route answers: with `ack: delivered` or `ack: reply` the second one says delivered; with
+    `ack: stored` it says, as AA does in original mode, that the message is safe with the gateway. With `ack: reply`
+    an HL7 body that the target answered is the acknowledgement, as it is; another one is AA, or AE or AR by its status.
+
+    `message.type` is MSH-9 such as `ADT^A01`, `message.sender_id` is MSH-10. A frame with several messages is one
+    message, acknowledged once, for the first. What has no MSH is answered with AR, and counted.
+    """
+
+    listen: Listen | None = Field(None, description="where to listen, such as 0.0.0.0:2575; TLS by `listeners:`")
+    connect: AddressField | None = Field(None, description="a server to connect to and read from, instead of `listen`")
+    codes: Codes = Field(Codes(), description="acknowledgement codes; in enhanced mode their second letter after a C")
+YY
+    charset: str | None = Field(
+        None, description="what the bytes are, such as 8859/1 or windows-1252, whatever MSH-18 says; default: MSH-18"
+    )
+    tls: ClientTls | None = Field(None, description="TLS, with `connect`")
+    timeout: Duration = Field(duration("5s"), le=300, description="how long to wait for a connection, with `connect`")
+
+    @property
+    def answers(self) -> bool:
+        return True
+
+    @field_validator("charset")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None and codec(name) is None:
+            raise ValueError(f'expected a charset such as 8859/1, UNICODE UTF-8 or windows-1252, got "{name}"')
+        return name
+
+    @model_validator(mode="after")
+    def _fits(self) -> Source:
+        if (self.listen is None) == (self.connect is None):
+            raise ValueError("expected either `listen` (be a server) or `connect` (be a client)")
+        if self.listen is not None and self.tls is not None:
+            raise ValueError(f"`tls` is for `connect`; write the TLS of a server under listeners: {self.listen}")
+        return self
+
+    async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
+        intake = Intake(host, deliver, _Talk(self, host))
+        if self.listen is not None:
+            await intake.listen(self.listen, ready, who=f"mllp {self.listen}")
+        assert self.connect is not None
+        await intake.connect(self.connect, self.tls, ready, timeout_s=self.timeout, who=f"mllp {self.connect}")
+
+
+class _Frames(Mllp):
+    """MLLP frames that can show the beginning of one that has not ended."""
+
+    @property
+    def head(self) -> bytes:
+        begun = self._buffer
+        start = begun.rfind(b"\x0bMSH") + 1
+        return bytes(begun[start : start + _HEAD])
+
+
+class _Talk:
+    """How an mllp source hears and answers."""
+
+    answers = True
+
+    def __init__(self, settings: Source, host: Host) -> None:
+        self._codes = settings.codes
+        self._enhanced = settings.enhanced
+        self._content_type = HL7 if settings.charset is None else f"{HL7}; charset={codec(settings.charset)}"
+        self._host = host
+        self._frame = Mllp(max_frame_bytes=_ALL_OF_IT).frame
+
+    def framer(self) -> Framer:
+        return _Frames(max_frame_bytes=self._host.limits.message)
+
+    def message(self, payload: bytes, link: Link) -> Message | bytes:
+        header = read_header(payload)
+        # 1C can be within a frame, and not within an answer that copies it.
+        if header is None or b"\x1c" in payload:
+            self._host.dropped(1, "not HL7")
+            text = f"found {payload[:20]!r}, expected an HL7 v2 message in ER7 encoding, MSH first"
+            return self._frame(acknowledge(None, "AR", ack_id(new_id()), text, unsupported=True))
+        return Message(
+            raw=payload,
+            content_type=self._content_type,
+            type=header.type or "mllp.message",
+            sender_id=header.control_id or None,
+            transport=link.facts,
+        )
+
+    def answer(self, message: Message, outcome: Outcome, link: Link) -> bytes:
+        header = read_header(message.raw or b"")
+        code, text, reply = self._said(outcome)
+        return self._written(header, code, message.id, text, reply)
+
+    def refusal(self, error: MessageError, link: Link) -> bytes:
+        framer = link.framer
+        header = read_header(framer.head) if isinstance(framer, _Frames) else None
+        if header is None or not header.field(11):  # its end, and so its MSH-10, was not seen
+            return b""
+        try:
+            return self._written(header, self._codes.refused, new_id(), str(error), None)
+        except MessageError:  # it is closed anyway
+            return b""
+
+    def _said(self, outcome: Outcome) -> tuple[str, str, bytes | None]:
+        """The code of an outcome, why, and the target's own acknowledgement if there is one."""
+        if isinstance(outcome, Deferred):
+            return self._codes.deferred, "not taken now; send it again later", None
+        if not isinstance(outcome, Accepted):
+            if outcome.code == "internal":
+                return self._codes.internal, "internal error", None
+            return self._codes.refused, outcome.reason, None
+        if outcome.reply is None:
+            return "AA", "", None
+        status = outcome.reply.transport.get("status")
+        if isinstance(status, int) and status >= 400:  # an HTTP target's answer is the reply, whatever it says
+            later = status >= 500 or status == 429
+            return (self._codes.deferred if later else self._codes.refused), f"the target answered {status}", None
+        try:
+            body = outcome.reply.body
+            if read_header(body) is not None:
+                self._frame(body)
+                return "AA", "", body
+        except MessageError as error:
+            return self._codes.internal, f"the reply can't be said: {error}", None
+        return "AA", "", None
+
+    def _written(self, header: Header | None, code: str, own_id: str, text: str, reply: bytes | None) -> bytes:
+        frame = self._frame
+        if header is None or not self._enhanced or not header.enhanced:
+            return frame(reply if reply is not None else acknowledge(header, code, ack_id(own_id), text))
+        good = code == "AA"
+        commit = header.field(15).strip().upper() in ((b"AL", b"SU") if good else (b"AL", b"ER"))
+        said = frame(acknowledge(header, f"C{code[1]}", ack_id(own_id), text)) if commit else b""
+        # A message that was not committed has no application acknowledgement: 2.9.3.1.
+        if header.field(16).strip().upper() in ((b"AL", b"SU") if good else (b"AL", b"ER")) and (good or not commit):
+            said += frame(reply if reply is not None else acknowledge(header, code, ack_id(new_id()), text))
+        return said
+
+
+class Rejected(Settings):
+    """What becomes of a message that the receiver did not take."""
+
+    AE: Literal["retry", "dead_letter"] = Field("dead_letter", description="AE or CE: an error in the message")
+    AR: Literal["retry", "dead_letter"] = Field("retry", description="AR or CR: rejected, often for the moment")
+
+
+class Sink(Settings):
+    """Sends HL7 v2 messages and waits for each one's acknowledgement, whose MSA-2 is the message's MSH-10.
+
+    Delivered means an accepted code. A connection carries one message at a time; a late answer, or one for another
+    message, closes it. With `ack: reply` the acknowledgement is the reply.
+    """
+
+    connect: AddressField = Field(description="the receiver, such as his.example:2575")
+    tls: ClientTls | None = Field(None, description="TLS to the receiver")
+    timeout: Duration = Field(
+        duration("5s"), le=300, description="how long to wait for a connection, and for an answer"
+    )
+    connections: int = Field(1, ge=1, le=256, description="connections at most; more than one keeps no order")
+    keep_open: bool = Field(default=True, description="false: a connection for each message")
+    accepted: tuple[Literal["AA", "CA"], ...] = Field(
+        ("AA", "CA"), min_length=1, description="what says delivered; [AA]: in enhanced mode wait for it after the CA"
+    )
+    rejected: Rejected = Field(Rejected(), description="what becomes of what the receiver did not take")
+
+    @asynccontextmanager
+    async def open(self, host: Host) -> AsyncIterator[Send]:
+        links = Links(
+            self.connect,
+            self.tls,
+            count=self.connections,
+            timeout_s=self.timeout,
+            max_frame_bytes=host.limits.message,
+            who=f"mllp {self.connect}",
+        )
+        async with linked(links, keep=self.keep_open):
+            yield partial(self._send, links)
+
+    async def _send(self, links: Links, message: Message) -> Message:
+        body = message.body
+        header = read_header(body)
+        if header is None:
+            raise MessageError(
+                f"mllp: the body begins with {body[:20]!r}, expected an HL7 v2 message, MSH first; "
+                "add a step that makes one, such as format: hl7"
+            )
+        control_id = header.field(10).strip()
+        if not control_id:
+            raise MessageError("mllp: MSH-10 is empty, expected the id that the answer will name; set it")
+        if b"\x0b" in body:
+            raise MessageError("mllp: the body contains 0B, which starts an MLLP frame; leave it out")
+        framed = Mllp(max_frame_bytes=_ALL_OF_IT).frame(body)
+        twice = header.field(16).strip().upper() in (b"AL", b"SU", b"ER")
+        codes = frozenset((*self.accepted, "AE", "AR", "CE", "CR"))
+        payload, answer = await links.ask(framed, control_id, codes, twice=twice, keep=self.keep_open)
+        if answer.code in self.accepted:
+            acknowledgement = read_header(payload)
+            return Message(
+                raw=payload,
+                content_type=HL7,
+                type=(acknowledgement.type if acknowledgement else "") or "ACK",
+                transport={"peer": str(self.connect), "code": answer.code},
+            )
+        why = f": {answer.text:.200}" if answer.text.isprintable() and answer.text else ""
+        text = f"mllp {self.connect}: answered {answer.code} for message {control_id[:40].decode('latin-1')}{why}"
+        then = self.rejected.AE if answer.code[1] == "E" else self.rejected.AR
+        raise MessageError(text) if then == "dead_letter" else PeerError(text)
