@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import re
-from email.message import EmailMessage
 from typing import Any
 
 from lxml import etree
 
 from gateway import Limits, MessageError
+from transforms._charset import charset_of
 
 _START = (
     ":A-Z_a-z\xc0-\xd6\xd8-\xf6\xf8-\u02ff\u0370-\u037d\u037f-\u1fff\u200c-\u200d\u2070-\u218f\u2c00-\u2fef"
@@ -62,19 +62,21 @@ def root_of(body: bytes, content_type: str, limits: Limits) -> etree._Element:
     """
     if not body:
         raise MessageError("xml: the body is empty; expected an XML document", code="malformed")
-    charset = _charset(content_type) if ";" in content_type else None
+    charset = charset_of(content_type)
     if charset and body.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         charset = None
     try:
         root = etree.fromstring(body, parser(charset))
     except etree.XMLSyntaxError as error:
         raise _malformed(error) from None
+    except LookupError:
+        raise MessageError(f"xml: charset {charset} is none of XML; UTF-8 always is", code="unsupported") from None
     document = root.getroottree().docinfo
     if document.internalDTD is not None:
         raise MessageError(
             "xml: the document has a DTD (<!DOCTYPE …>), which is refused; send it without", code="malformed"
         )
-    if (document.encoding or "").upper() == "UTF-7":
+    if "utf-7" in ((document.encoding or "").lower(), charset):
         raise MessageError("xml: the document is in UTF-7, which hides markup; send it in UTF-8", code="unsupported")
     _check_limits(root, body, limits)
     return root
@@ -105,19 +107,6 @@ def _deeper(element: etree._Element, levels: int) -> bool:
 
 def _too_deep(limit: int) -> MessageError:
     return MessageError(f"xml: nested more than {limit} deep (limits.xml_depth)", code="malformed")
-
-
-def _charset(content_type: str) -> str | None:
-    """What the content type says of the encoding, in Python's name for it."""
-    parameters = EmailMessage()
-    parameters["content-type"] = content_type
-    charset = parameters.get_content_charset()
-    if charset is None:
-        return None
-    try:
-        return codecs.lookup(charset).name
-    except LookupError:
-        raise MessageError(f"xml: charset {charset!r:.40} is not known; UTF-8 always is", code="unsupported") from None
 
 
 def _malformed(error: etree.XMLSyntaxError) -> MessageError:

@@ -1,0 +1,196 @@
+"""Schemas, compiled at load: JSON Schema and XSD. Neither ever fetches anything from a network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import jsonschema_rs
+from lxml import etree
+
+from gateway import Message, MessageError
+from transforms._xml import parser, root_of
+
+_SHOWN = 60
+_2020 = "https://json-schema.org/draft/2020-12/schema"
+
+
+class Schema(Protocol):
+    """A compiled schema."""
+
+    path: Path
+
+    def check(self, message: Message) -> None:
+        """Returns if the message's body keeps to it.
+
+        Raises:
+            MessageError: the first place that does not, and why.
+        """
+        ...
+
+
+def schema_of(path: Path) -> Schema:
+    """The schema in a file: `.json` is JSON Schema, `.xsd` is XML Schema 1.0.
+
+    Raises:
+        ValueError: it is broken, refers to what is not in its folder, or is of another kind.
+    """
+    kind = path.suffix.lower()
+    if kind == ".json":
+        return JsonSchema(path)
+    if kind == ".xsd":
+        return XmlSchema(path)
+    raise ValueError(f"expected a schema in a .json or .xsd file, got {path.name}")
+
+
+class JsonSchema:
+    """JSON Schema, of the draft that `$schema` names, 2020-12 if it names none. Formats are asserted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = path.parent.resolve()
+        self._not_found: str | None = None
+        schema = _read(path)
+        if isinstance(schema, dict):
+            schema.setdefault("$schema", _2020)
+        try:
+            self._validator = jsonschema_rs.validator_for(
+                schema,
+                validate_formats=True,
+                retriever=self._retrieve,
+                base_uri=path.resolve().as_uri(),
+                mask="it",
+            )
+        except jsonschema_rs.ValidationError as error:
+            place = _path("schema", error.schema_path and error.instance_path)
+            raise ValueError(f"{path.name} is no JSON Schema: {place}: {error.message:.200}") from None
+        except Exception as error:
+            found = self._not_found or _short(str(error))
+            raise ValueError(f"{path.name} can't be used: {found}") from None
+
+    def check(self, message: Message) -> None:
+        tree = message.tree
+        try:
+            if self._validator.is_valid(tree):
+                return
+            error = next(iter(self._validator.iter_errors(tree)))
+        except ValueError as error:
+            raise MessageError(f"validate: {self.path.name} can't be applied: {_short(str(error))}") from None
+        raise MessageError(f"validate: {self._text(error)}")
+
+    def _text(self, error: jsonschema_rs.ValidationError) -> str:
+        name, place = self.path.name, _path("body", error.instance_path)
+        keyword = error.kind.name
+        if keyword == "required":
+            missing = _path(place, [error.kind.property])
+            return f"{missing} is missing; {name} requires it"
+        if keyword in ("additionalProperties", "unevaluatedProperties"):
+            unexpected = _path(place, error.kind.unexpected[:1])
+            return f"{unexpected} is unexpected; {name} does not know it"
+        if keyword == "falseSchema":
+            return f"{place} is unexpected; {name} allows nothing there"
+        return f"{place} is {_shown(error.instance)}; {name} says: {_short(error.message)}"
+
+    def _retrieve(self, uri: str) -> Any:
+        """The schema that a `$ref` names: only ever a file in the folder of the one that names it."""
+        try:
+            return _read(self._file_of(uri))
+        except ValueError as error:
+            self._not_found = str(error)
+            raise
+
+    def _file_of(self, uri: str) -> Path:
+        parts = urlsplit(uri)
+        if parts.scheme == "file":
+            path = Path(unquote(parts.path)).resolve()
+            if not path.is_relative_to(self._folder):
+                raise ValueError(
+                    f"it refers to {path.name} outside of its own folder; keep what it refers to beside it"
+                )
+            if not path.is_file():
+                raise ValueError(f"it refers to {path.relative_to(self._folder)}, and there is no such file beside it")
+            return path
+        for path in sorted(self._folder.glob("*.json")):
+            schema = _read(path)
+            if isinstance(schema, dict) and str(schema.get("$id", "")).rstrip("#") == uri:
+                return path
+        raise ValueError(
+            f"it refers to {_short(uri)}, which is never fetched; keep that schema beside it, with this as its $id"
+        )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is no JSON: {_short(str(error))}") from None
+
+
+class XmlSchema:
+    """XML Schema 1.0; what it includes or imports is in its own folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        reader = parser()
+        reader.resolvers.add(_SameFolder(path))
+        try:
+            self._schema = etree.XMLSchema(etree.parse(path, reader))
+        except etree.LxmlError as error:
+            raise ValueError(f"{path.name} is no XML Schema: {_short(str(error))}") from None
+        except OSError as error:
+            raise ValueError(f"{path.name} can't be read: {error.strerror or 'not found'}") from None
+
+    def check(self, message: Message) -> None:
+        media_type = message.content_type.partition(";")[0].strip().lower()
+        if not media_type.endswith(("/xml", "+xml")):
+            raise MessageError(f"validate: {self.path.name} checks XML, the body is {media_type:.60}")
+        root = root_of(message.body, message.content_type, message.formats.limits)
+        if self._schema.validate(root):
+            return
+        error = self._schema.error_log[0]
+        text = re.sub(rf"'([^']{{{_SHOWN}}})[^']*'", r"'\1…'", error.message or "is not valid").rstrip(".")
+        raise MessageError(f"validate: line {error.line}: {_short(text)} ({self.path.name})")
+
+
+class _SameFolder(etree.Resolver):
+    """Lets a schema include only what is beside it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._main = path
+        self._folder = path.parent.resolve()
+
+    def resolve(self, url: str, public_id: str | None, context: Any) -> Any:
+        parts = urlsplit(url)
+        path = Path(unquote(parts.path) if parts.scheme == "file" else url).resolve()
+        if parts.scheme not in ("", "file") or not path.is_relative_to(self._folder):
+            # An empty document is an error of its own, and nothing is read
+            return self.resolve_string("", context)
+        return None
+
+
+def _path(root: str, steps: Any) -> str:
+    path = root
+    for step in steps:
+        path += f"[{step}]" if isinstance(step, int) else f".{_short(str(step))}"
+    return path
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, str) or value is None or isinstance(value, bool):
+        text = json.dumps(value, ensure_ascii=False)
+    else:
+        text = str(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:199] + "…"
