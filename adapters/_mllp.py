@@ -171,7 +171,9 @@ class Links:
         """
         self._free.append(await self._dialled())
 
-XX
+    async def ask(
+        self, framed: bytes, control_id: bytes, codes: frozenset[str], *, twice: bool, keep: bool
+    ) -> Answered:
         """Sends a framed message over a connection of its own and returns the answer with one of these codes.
 
         twice: after a commit acknowledgement, a second one may come later. keep: the connection stays open.

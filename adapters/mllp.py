@@ -64,7 +64,9 @@ class Source(Settings):
     listen: Listen | None = Field(None, description="where to listen, such as 0.0.0.0:2575; TLS by `listeners:`")
     connect: AddressField | None = Field(None, description="a server to connect to and read from, instead of `listen`")
     codes: Codes = Field(Codes(), description="acknowledgement codes; in enhanced mode their second letter after a C")
-YY
+    enhanced: bool = Field(
+        default=True, description="false: always one acknowledgement, AA, AE or AR, whatever MSH-15 and MSH-16 ask"
+    )
     charset: str | None = Field(
         None, description="what the bytes are, such as 8859/1 or windows-1252, whatever MSH-18 says; default: MSH-18"
     )
