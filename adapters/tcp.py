@@ -1,19 +1,28 @@
-"""Messages over TCP: framed bytes, taken in and sent, as a server or as a client."""
+"""Messages over TCP: framed bytes, taken in and sent, as a server or as a client. Examples:
+
+`from: {tcp: {listen: "127.0.0.1:9100", answer: {accepted: "OK {{ message.id }}"}}}`
+`to: {tcp: {connect: "ledger.example:9100", framing: {length: {bytes: 2}}, reply: {accepted: "OK*"}}}`
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
+from adapters._audience import audience
+from adapters._exchange import exchanges
 from adapters._frames import Framer
-from adapters._framing import AnyFraming, Framing, LineFraming
+from adapters._framing import AnyFraming, Framing, LineFraming, RawFraming
 from adapters._stream import Intake, Link
 from gateway import (
     JSON,
     Accepted,
+    Address,
     AddressField,
     ClientTls,
     ConfigError,
@@ -25,15 +34,22 @@ from gateway import (
     Message,
     MessageError,
     Outcome,
+    PeerError,
+    Send,
     Settings,
+    Size,
     Template,
     duration,
     loading,
+    size,
 )
 
 _REASON = frozenset({"reason"})
 _ALL_OF_IT = 2**31
 """A limit that no answer of ours meets: what we write is bounded where it is made."""
+
+_SHOWN = 80
+"""Signs of a reply that an error shows."""
 
 
 def _answer_template(text: Any, info: ValidationInfo) -> Template:
@@ -179,3 +195,93 @@ class _Said:
         if self._plain is not None:
             return (self._plain % {"message.id": message.id, "reason": reason}).encode()
         return self._template.text_of(message, {"reason": reason}).encode()
+
+
+class Reply(Settings):
+    """What a peer says to each message. Anything that is neither `accepted` nor `refused` is tried again."""
+
+    accepted: str = Field("*", description="text that says it has it; * is any text, ? any sign, [ab] one of these")
+    refused: str | None = Field(None, description="text that says it will never take this message, such as ERR*")
+    timeout: Duration = Field(duration("5s"), le=300, description="how long to wait for it")
+    content_type: str = Field(JSON, description="what its body is, with `ack: reply`")
+
+
+class Sink(Settings):
+    """Sends framed messages to a server (`connect`), or to all who are connected (`listen`).
+
+    With `reply` a message is delivered when the reply says so: one is under way per connection, as replies don't say
+    to what they belong, and a late reply ends the connection. Without `reply`, and with `listen`, delivered means
+    written: at most once. With `listen` that may be to nobody, and a client that lags by more than `queue` is cut.
+    """
+
+    connect: AddressField | None = Field(None, description="the server to send to, such as ledger.example:9100")
+    listen: Listen | None = Field(None, description="where clients connect to be sent to, instead of `connect`")
+    framing: Framing = Field(LineFraming(), description="where one message ends and the next begins")
+    reply: Reply | None = Field(None, description="what the peer says to each message; default: at most once")
+    connections: int = Field(1, ge=1, le=64, description="connections, each with one message under way")
+    tls: ClientTls | None = Field(None, description="TLS, with `connect`")
+    timeout: Duration = Field(duration("5s"), le=300, description="how long to wait for a connection, or to write")
+    queue: Size = Field(size("1MiB"), description="with `listen`: bytes that a client may lag behind")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sink:
+        if (self.listen is None) == (self.connect is None):
+            raise ValueError("expected either `connect` (be a client) or `listen` (be a server)")
+        if self.listen is not None:
+            for name in ("tls", "reply", "connections"):
+                if name in self.model_fields_set:
+                    raise ValueError(f"`{name}` is for `connect`: a server sends to whoever is there, at most once")
+        if isinstance(self.framing, RawFraming) and self.framing.until == "close":
+            raise ValueError("a sink keeps its connection open: `raw` with `until: close` is for sources")
+        return self
+
+    @asynccontextmanager
+    async def open(self, host: Host) -> AsyncIterator[Send]:
+        frame = self.framing.framer(_ALL_OF_IT).frame
+        if self.listen is not None:
+            async with audience(self.listen, host, queue_bytes=self.queue, who=f"tcp {self.listen}") as people:
+
+                async def tell(message: Message) -> None:
+                    people.tell(frame(message.body))
+
+                yield tell
+        else:
+            assert self.connect is not None
+            async with self._connected(self.connect, host, frame) as send:
+                yield send
+
+    @asynccontextmanager
+    async def _connected(self, to: Address, host: Host, frame: Callable[[bytes], bytes]) -> AsyncIterator[Send]:
+        reply, who = self.reply, f"tcp {to}"
+
+        def hearing() -> Framer | None:
+            return None if reply is None else self.framing.framer(host.limits.message)
+
+        async with exchanges(
+            to, self.tls, hearing, count=self.connections, timeout_s=self.timeout, who=who
+        ) as connected:
+
+            async def send(message: Message) -> Message | None:
+                framed = frame(message.body)
+                if reply is None:
+                    await connected.write(framed, timeout_s=self.timeout)
+                    return None
+                said = await connected.ask(framed, timeout_s=reply.timeout)
+                return _judged(said, reply, who)
+
+            yield send
+
+
+def _judged(said: bytes, reply: Reply, who: str) -> Message:
+    """The reply as a message, if it says that the peer has it."""
+    text = said.decode(errors="replace")
+    # First what is refused: "ERR*" beside the default "*" means something.
+    if reply.refused is not None and fnmatchcase(text, reply.refused):
+        raise MessageError(f"{who}: the peer refused it: {_shown(text)}")
+    if not fnmatchcase(text, reply.accepted):
+        raise PeerError(f"{who}: the peer said {_shown(text)}, expected {reply.accepted!r}")
+    return Message(raw=said, content_type=reply.content_type, transport={"peer": who.partition(" ")[2]})
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
