@@ -8,7 +8,6 @@ import math
 import socket
 import ssl
 import struct
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -17,6 +16,7 @@ from msgspec import Struct
 
 from adapters import _mqtt_reasons as reasons
 from adapters._mqtt_arrivals import Arrival, Arrivals, Subscription
+from adapters._mqtt_outbox import Outbox
 from adapters._mqtt_packets import (
     CONNACK,
     DISCONNECT,
@@ -45,9 +45,6 @@ log = logging.getLogger("gateway.mqtt")
 
 PATIENCE_S = 10.0
 """How long after the last change of its subscriptions a link holds messages that none of them takes."""
-MAX_SENT = 1024
-"""Publishes of one link that wait for their acknowledgement, at most; the broker may allow fewer."""
-_MAX_ID = 65_535
 _GOODBYE_S = 1.0
 
 
@@ -75,11 +72,6 @@ class Login(Struct, frozen=True):
         return f"mqtt {self.host}:{self.port}"
 
 
-class _Sent(Struct, gc=False):
-    answer: asyncio.Future[Answer]
-    deadline_s: float
-
-
 class Link(asyncio.Protocol):
     """A connection that is logged in. Made by `connected`; methods raise PeerError once it is lost."""
 
@@ -95,15 +87,10 @@ class Link(asyncio.Protocol):
         self._arrivals = Arrivals(self._writer, self.write, login.window, self._let_go)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
-        self._writing_paused = False
         self._reading_paused = False
         self._connack: asyncio.Future[Answer] = self._loop.create_future()
         self._granted: dict[str, int] = {}
-        self._asked: dict[int, asyncio.Future[Answer]] = {}
-        self._sent: dict[int, _Sent] = {}
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._window = MAX_SENT
-        self._last_id = 0
+        self._outbox = Outbox(self._peer, self.lose)
         self._keep_alive_s = float(login.keep_alive_s)
         self._heard_s = self._sent_s = self._loop.time()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -160,12 +147,12 @@ class Link(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The broker reads slower than we write: publishes wait."""
-        self._writing_paused = True
+        self._outbox.paused = True
 
     def resume_writing(self) -> None:
         """The broker catches up."""
-        self._writing_paused = False
-        self._admit()
+        self._outbox.paused = False
+        self._outbox.admit()
 
     # Life
 
@@ -181,14 +168,15 @@ class Link(asyncio.Protocol):
                     raise self._error
                 yield self
         except TimeoutError:
-            if self._error is not None and scope.expired():
-                raise self._error from None
-            raise
+            if not scope.expired():
+                raise
         finally:
             self._lost_scope = None
             self._close()
             if self._made:
                 await asyncio.wait({self._gone}, timeout=_GOODBYE_S)
+        if scope.expired() and self._error is not None:
+            raise self._error
 
     async def _connected(self) -> Answer:
         login = self._login
@@ -212,7 +200,7 @@ class Link(asyncio.Protocol):
         if answer.code:
             raise reasons.connect_refused(self._peer, answer, self._version)
         self.broker = answer.properties
-        self._window = min(MAX_SENT, self.broker.get("receive_maximum", MAX_SENT))
+        self._outbox.window = min(self._outbox.window, self.broker.get("receive_maximum", self._outbox.window))
         self._keep_alive_s = float(self.broker.get("server_keep_alive", self._login.keep_alive_s))
         if self._keep_alive_s:
             self._after("keep-alive", self._keep_alive_s / 2, self._beat)
@@ -228,12 +216,7 @@ class Link(asyncio.Protocol):
         if not self._connack.done():
             self._connack.set_exception(error)
             self._connack.exception()  # who connects may be gone: then nobody needs to hear it
-        answers = [sent.answer for sent in self._sent.values()]
-        waiting: list[asyncio.Future[Any]] = [*answers, *self._asked.values(), *self._waiting]
-        for one in waiting:
-            if not one.done():
-                one.set_exception(PeerError(str(error), reconnect=True))
-        self._sent.clear()
+        self._outbox.close(error)
         self._close()
 
     def _close(self) -> None:
@@ -297,23 +280,15 @@ class Link(asyncio.Protocol):
             PeerError: it did not take it now; `reconnect`: the link is lost.
         """
         deadline_s = self._loop.time() + timeout_s
-        if (self._waiting or self._writing_paused or len(self._sent) >= self._window) and self._error is None:
-            await self._room(deadline_s)
-        if self._error is not None:
-            raise PeerError(str(self._error), reconnect=True)
-        packet_id = self._free_id() if message.qos else 0
+        if self._outbox.busy:
+            await self._outbox.room(deadline_s)
+        packet_id = self._outbox.next_id() if message.qos else 0
         packet = self._written(packet_id, message)
-        if not packet_id:
-            self.write(packet)
-            return
-        answer = self._loop.create_future()
-        self._sent[packet_id] = _Sent(answer, deadline_s)
-        if "late" not in self._timers:
-            self._timers["late"] = self._loop.call_at(deadline_s, self._find_late)
         self.write(packet)
-        said: Answer = await answer
-        if said.code >= 0x80:
-            raise reasons.publish_refused(self._peer, message.topic.decode(), said)
+        if packet_id:
+            answer = await self._outbox.sent(packet_id, deadline_s)
+            if answer.code >= 0x80:
+                raise reasons.publish_refused(self._peer, message.topic.decode(), answer)
 
     def _written(self, packet_id: int, message: Outgoing) -> bytes:
         try:
@@ -330,53 +305,6 @@ class Link(asyncio.Protocol):
             )
         return packet
 
-    async def _room(self, deadline_s: float) -> None:
-        turn = self._loop.create_future()
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                await turn
-        except TimeoutError:
-            raise PeerError(
-                f"{self._peer}: the broker is slow: {len(self._sent)} messages wait for its acknowledgement"
-            ) from None
-        finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            elif not turn.cancelled():
-                self._admit()
-
-    def _admit(self) -> None:
-        room = self._window - len(self._sent)
-        while room > 0 and self._waiting and not self._writing_paused:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                room -= 1
-
-    def _free_id(self) -> int:
-        packet_id = self._last_id
-        while True:
-            packet_id = packet_id % _MAX_ID + 1
-            if packet_id not in self._sent and packet_id not in self._asked:
-                self._last_id = packet_id
-                return packet_id
-
-    def _find_late(self) -> None:
-        now_s = self._loop.time()
-        late = [sent for sent in self._sent.values() if sent.deadline_s <= now_s]
-        if late:
-            text = f"{self._peer}: the broker did not acknowledge a message in time"
-            for sent in late:
-                if not sent.answer.done():
-                    sent.answer.set_exception(PeerError(text, reconnect=True, too_late=True))
-            self.lose(PeerError(text, reconnect=True))
-        elif self._sent:
-            next_s = min(sent.deadline_s for sent in self._sent.values())
-            self._timers["late"] = self._loop.call_at(next_s, self._find_late)
-        else:
-            del self._timers["late"]
-
     # In
 
     def _take(self, first: int, body: bytes) -> None:
@@ -384,29 +312,18 @@ class Link(asyncio.Protocol):
         if kind == PINGRESP:
             return
         answer = read_answer(first, body, self._version)
-        if kind in {PUBACK, PUBCOMP} or (kind == PUBREC and answer.code >= 0x80):
-            self._acknowledged(answer)
+        if kind in {PUBACK, PUBCOMP, SUBACK, UNSUBACK} or (kind == PUBREC and answer.code >= 0x80):
+            self._outbox.answered(answer)
         elif kind == PUBREC:
             self.write(self._writer.ack(PUBREL, answer.packet_id))
         elif kind == PUBREL:
             self._arrivals.release(answer.packet_id)
-        elif kind in {SUBACK, UNSUBACK}:
-            asked = self._asked.pop(answer.packet_id, None)
-            if asked is not None and not asked.done():
-                asked.set_result(answer)
         elif kind == CONNACK and not self._connack.done():
             self._connack.set_result(answer)
         elif kind == DISCONNECT:
             self.lose(reasons.disconnected(self._peer, answer))
         else:
             raise PacketError(f"a packet of type {first >> 4} came, which no broker may send here")
-
-    def _acknowledged(self, answer: Answer) -> None:
-        sent = self._sent.pop(answer.packet_id, None)
-        if sent is not None and not sent.answer.done():
-            sent.answer.set_result(answer)
-        if self._waiting:
-            self._admit()
 
     @asynccontextmanager
     async def subscription(self, topic_filter: str, qos: int, take: Callable[[Arrival], None]) -> AsyncIterator[None]:
@@ -433,8 +350,12 @@ class Link(asyncio.Protocol):
         identifier = subscription.identifier if with_identifier else None
         topic_filter = subscription.topic_filter
         qos = max(qos, self._granted.get(topic_filter, 0))
-        packet_id = self._free_id()
-        answer = await self._ask(packet_id, self._writer.subscribe(packet_id, topic_filter, qos, identifier))
+        deadline_s = self._loop.time() + self._login.handshake_s
+        if self._outbox.busy:
+            await self._outbox.room(deadline_s)
+        packet_id = self._outbox.next_id()
+        self.write(self._writer.subscribe(packet_id, topic_filter, qos, identifier))
+        answer = await self._outbox.sent(packet_id, deadline_s)
         code = answer.codes[0] if answer.codes else 0x80
         if code >= 0x80:
             raise reasons.subscribe_refused(self._peer, topic_filter, answer, code)
@@ -445,20 +366,6 @@ class Link(asyncio.Protocol):
             )
         self._granted[topic_filter] = qos
 
-    async def _ask(self, packet_id: int, packet: bytes) -> Answer:
-        if self._error is not None:
-            raise PeerError(str(self._error), reconnect=True)
-        asked: asyncio.Future[Answer] = self._loop.create_future()
-        self._asked[packet_id] = asked
-        self.write(packet)
-        try:
-            async with asyncio.timeout(self._login.handshake_s):
-                return await asked
-        except TimeoutError:
-            error = PeerError(f"{self._peer}: the broker did not answer a subscription", reconnect=True)
-            self.lose(error)
-            raise error from None
-
     def _expect_takers(self) -> None:
         if self._error is None:
             self._arrivals.waits_for_takers = True
@@ -468,8 +375,9 @@ class Link(asyncio.Protocol):
         self._arrivals.stop_waiting()
         for topic_filter in set(self._granted) - self._arrivals.topic_filters:
             del self._granted[topic_filter]
-            packet_id = self._free_id()
+            packet_id = self._outbox.next_id()
             self.write(self._writer.unsubscribe(packet_id, topic_filter))
+            self._outbox.sent(packet_id, self._loop.time() + self._login.handshake_s)
 
     def _let_go(self, why: str, topic: str) -> None:
         self._count_dropped(1, why)

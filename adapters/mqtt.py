@@ -55,7 +55,7 @@ _UNSAFE = re.compile(r"[\r\n\0]")
 class LastWill(Settings):
     """What the broker publishes when a link of the gateway is lost without a goodbye."""
 
-    topic: str = Field(min_length=1, pattern=r"^[^+#\0]+$", description="the topic, without wildcards")
+    topic: str = Field(min_length=1, pattern=r"^[^+#\x00]+$", description="the topic, without wildcards")
     payload: str = Field("", description="the text that is published")
     qos: Qos = Field(0, description="quality of service of the will")
     retain: bool = Field(default=False, description="whether the broker keeps it for later subscribers")
@@ -182,7 +182,7 @@ class Source(Settings):
     qos: Qos = Field(1, description="quality of service: 0 at most once; 1 and 2 at least once")
     shared_group: str | None = Field(
         None,
-        pattern=r"^[^/+#\0]+$",
+        pattern=r"^[^/+#\x00]+$",
         description="subscribe together with others of this group: each message goes to one of them",
     )
     content_type: str | None = Field(
