@@ -75,7 +75,7 @@ def _printable(text: str) -> str:
 
 def _line_and_indent(place: Place) -> tuple[str, int]:
     """The part of the source line around the place, and how many columns of a terminal lie before the place."""
-    start = max(0, place.column - 100)
+    start = max(0, place.column - 100) if len(place.source) > 160 else 0
     before = _printable(place.source[start : place.column - 1])
     after = _printable(place.source[place.column - 1 : start + 160]).rstrip()
     cut = "…" if start else ""

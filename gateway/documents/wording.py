@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, TypeAlias
+from types import UnionType
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
+from pydantic_core.core_schema import ErrorType
 
 from gateway.documents.complaints import Complaint, Loc, did_you_mean, quoted
 from gateway.documents.document import Document
@@ -29,6 +30,7 @@ _TYPES = {
     "nothing": ("none_required",),
 }
 _WANTED = {kind: phrase for phrase, kinds in _TYPES.items() for kind in kinds}
+_LIMITS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
     "greater_than": ("more than", "gt"),
@@ -40,6 +42,7 @@ _UNITS: tuple[tuple[Callable[[object], float], Callable[[Any], str]], ...] = (
     (size, shown_size),
     (rate, lambda per_second: f"{per_second:g}/s"),
 )
+_KINDS_OF_PYDANTIC = frozenset(get_args(ErrorType))
 _LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|(?<![^\s,])((?!or\b)[^\s',]+)")
 _EXPECTED = re.compile(r"expected (.*?), got ", re.DOTALL)
 
@@ -61,9 +64,10 @@ def complaints_of(
     model: what it was validated by: gives the keys that exist, and both bounds of a number.
     keys_at: the keys that the mapping at a place may have, the place being the whole path; asked before the model.
     """
-    wording = _Wording(document, _Schema(model, prefix), keys_at)
+    wording = _Wording(document, _Types(model, prefix), keys_at)
     faults = [(prefix, detail["loc"], detail) for detail in error.errors(include_url=False)]
-    return [wording.complaint(loc, details) for loc, details in _settled(document, faults)]
+    settled = _settled(document, faults)
+    return [wording.complaint(loc, details) for loc, details in settled if not _follows(document, loc, details)]
 
 
 def _settled(document: Document, faults: Iterable[_Fault]) -> list[tuple[Loc, list[Detail]]]:
@@ -94,44 +98,83 @@ def _nearest(loc: Loc, members: list[list[tuple[Loc, list[Detail]]]]) -> list[tu
     return [(loc, [detail for member in members for at, details in member if at == loc for detail in details])]
 
 
-class _Schema:
-    """What the JSON Schema of a model says of a place in the document."""
+def _follows(document: Document, loc: Loc, details: list[Detail]) -> bool:
+    """Whether it is only that pydantic does not count entries which are wrong themselves, and complained about."""
+    written = document.value(loc)
+    return isinstance(written, list) and all(
+        detail["type"] == "too_short" and detail["ctx"]["min_length"] <= len(written) for detail in details
+    )
+
+
+class _Types:
+    """What a model's fields are at a place in the document: types, each with what pydantic annotates it with."""
 
     def __init__(self, model: type[BaseModel] | None, prefix: Loc) -> None:
+        self._model = model
         self._prefix = prefix
-        self._whole: dict[str, Any] = {}
-        if model is not None:
-            # a model whose fields have no schema costs the hints, not the complaint
-            with warnings.catch_warnings(), suppress(PydanticUserError):
-                warnings.simplefilter("ignore")
-                self._whole = model.model_json_schema()
 
-    def at(self, loc: Loc) -> list[dict[str, Any]]:
-        """The schemas that a value there may keep to, one of them."""
-        found = self._alternatives(self._whole)
+    def at(self, loc: Loc) -> list[tuple[Any, tuple[Any, ...]]]:
+        """The types that a value there may have, one of them; none where the model leaves it open."""
+        found = _members(self._model, ())
         for part in loc[len(self._prefix) :]:
-            found = [schema for outer in found for schema in self._below(outer, part)]
+            found = [inner for outer, _ in found for inner in _below(outer, part)]
         return found
 
-    def _below(self, schema: dict[str, Any], part: str | int) -> Iterator[dict[str, Any]]:
-        other = schema.get("items" if isinstance(part, int) else "additionalProperties")
-        below = schema.get("properties", {}).get(part, other)
-        if isinstance(below, dict):
-            yield from self._alternatives(below)
+    def keys(self, loc: Loc) -> list[str]:
+        """The keys of the mapping there, sorted."""
+        return sorted({name for kind, _ in self.at(loc) if _is_model(kind) for name in _fields(kind)})
 
-    def _alternatives(self, schema: dict[str, Any]) -> list[dict[str, Any]]:
-        if "$ref" in schema:
-            return self._alternatives(self._whole["$defs"][schema["$ref"].rpartition("/")[2]])
-        inner = [*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())]
-        return [found for one in inner for found in self._alternatives(one)] if inner else [schema]
+    def range(self, loc: Loc) -> str | None:
+        """Such as `a whole number from 1 to 100`; None: no number is expected there."""
+        for kind, bounds in self.at(loc):
+            if kind in (int, float):
+                return _range("a whole number" if kind is int else "a number", bounds)
+        return None
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _members(kind: Any, metadata: tuple[Any, ...]) -> list[tuple[Any, tuple[Any, ...]]]:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _members(arguments[0], (*metadata, *arguments[1:]))
+    if origin in (Union, UnionType):
+        return [member for argument in arguments for member in _members(argument, metadata)]
+    return [(kind, metadata)]
+
+
+def _below(kind: Any, part: str | int) -> list[tuple[Any, tuple[Any, ...]]]:
+    if _is_model(kind):
+        field = _fields(kind).get(str(part))
+        return _members(field.annotation, tuple(field.metadata)) if field else []
+    arguments = get_args(kind)
+    if not arguments:
+        return []
+    if isinstance(part, str):
+        return _members(arguments[-1], ()) if get_origin(kind) in (dict, Mapping) else []
+    return _members(arguments[0], ())
+
+
+def _range(word: str, metadata: tuple[Any, ...]) -> str:
+    limits = {name: getattr(each, name) for each in metadata for name in _LIMITS if hasattr(each, name)}
+    if limits.keys() == {"ge", "le"}:
+        return f"{word} from {_number(limits['ge'])} to {_number(limits['le'])}"
+    bounds = " and ".join(f"{_LIMITS[name]} {_number(limit)}" for name, limit in limits.items())
+    return f"{word} {bounds}".rstrip()
 
 
 class _Wording:
     """Pydantic's accounts in our words."""
 
-    def __init__(self, document: Document, schema: _Schema, keys_at: Callable[[Loc], Iterable[str]] | None) -> None:
+    def __init__(self, document: Document, types: _Types, keys_at: Callable[[Loc], Iterable[str]] | None) -> None:
         self._document = document
-        self._schema = schema
+        self._types = types
         self._keys_at = keys_at
 
     def complaint(self, loc: Loc, details: list[Detail]) -> Complaint:
@@ -141,6 +184,7 @@ class _Wording:
             either = (", or " if any("," in phrase for phrase in wanted) else " or ").join(wanted)
             texts = [f"expected {either}, got {self._document.shown(loc)}"]
         key = details[0]["type"] in ("missing", "extra_forbidden") or _is_key(details[0])
+        key = key or texts[0].startswith("unknown key ")
         return self._document.complaint(loc, texts[0], key=key)
 
     def _text(self, loc: Loc, detail: Detail) -> str:
@@ -159,7 +203,10 @@ class _Wording:
             got = _entries(context["actual_length"])
         if wanted is not None:
             return f"expected {wanted}, got {got}"
-        message = str(detail["msg"]).replace("Input should be", "expected", 1)
+        message = str(detail["msg"])
+        if kind not in _KINDS_OF_PYDANTIC:
+            return message
+        message = message.replace("Input should be", "expected", 1)
         return f"{message[:1].lower()}{message[1:]}, got {got}"
 
     def _choice(self, loc: Loc, expected: str, got: str) -> str:
@@ -177,14 +224,14 @@ class _Wording:
             return f"text that matches {context['pattern']}"
         wanted = _WANTED.get(kind)
         if wanted in ("a whole number", "a number"):
-            return _range(self._schema.at(loc)) or wanted
+            return self._types.range(loc) or wanted
         return wanted
 
     def _known_keys(self, loc: Loc) -> str:
         if self._keys_at is not None:
             keys = sorted(self._keys_at(loc[:-1]))
         else:
-            keys = sorted({key for schema in self._schema.at(loc[:-1]) for key in schema.get("properties", {})})
+            keys = self._types.keys(loc[:-1])
         return did_you_mean(str(loc[-1]), keys) or (f"; there are: {', '.join(keys)}" if keys else "")
 
     def _bound(self, loc: Loc, kind: str, context: Mapping[str, Any]) -> str:
@@ -193,7 +240,7 @@ class _Wording:
             with suppress(ValueError):
                 read(self._document.value(loc))
                 return f"{words} {show(context[name])}"
-        return _range(self._schema.at(loc)) or f"{words} {_number(context[name])}"
+        return self._types.range(loc) or f"{words} {_number(context[name])}"
 
 
 def _length(kind: str, context: Mapping[str, Any]) -> str:
@@ -209,21 +256,6 @@ def _entries(count: int | None) -> str:
 
 def _is_key(detail: Detail) -> bool:
     return bool(detail["loc"][-1:] == ("[key]",))
-
-
-def _range(schemas: list[dict[str, Any]]) -> str | None:
-    """Such as `a whole number from 1 to 100`; None: no number is expected there."""
-    for schema in schemas:
-        if schema.get("type") in ("integer", "number"):
-            word = "a whole number" if schema["type"] == "integer" else "a number"
-            least, most = schema.get("minimum"), schema.get("maximum")
-            if least is not None and most is not None:
-                return f"{word} from {_number(least)} to {_number(most)}"
-            above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-            limits = (("of at least", least), ("above", above), ("of at most", most), ("below", below))
-            bounds = " and ".join(f"{words} {_number(limit)}" for words, limit in limits if limit is not None)
-            return f"{word} {bounds}".rstrip()
-    return None
 
 
 def _number(number: float) -> str:

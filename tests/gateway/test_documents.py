@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway.documents import (
     Complaint,
@@ -399,6 +400,8 @@ def test_the_caret_stands_under_the_place_also_behind_tabs_wide_and_far_text() -
     line = "x" * 300 + "HERE" + "y" * 300
     far = render([Complaint(Place("f", 1, 301, line), "", "t")]).splitlines()
     assert len(far[1]) < 180
+    near = render([Complaint(Place("f", 1, 110, "x" * 150), "", "t")]).splitlines()
+    assert near[1] == "  " + "x" * 150
     assert far[1][far[2].index("^") :].startswith("HERE")
 
 
@@ -445,6 +448,27 @@ def test_a_model_without_a_schema_costs_hints_only() -> None:
     texts = [complaint.text for complaint in complaints_of(raised.value, document, model=Opaque)]
     assert texts[0].startswith("expected")
     assert texts[1].startswith('unknown key "numbr"')
+
+
+def test_a_list_is_not_called_short_because_its_entries_are_wrong() -> None:
+    document = document_of("from: x\ntags: [5]\n")
+    with pytest.raises(ValidationError) as raised:
+        Route.model_validate(document.data)
+    (complaint,) = complaints_of(raised.value, document, (), Route)
+    assert (complaint.subject, complaint.text) == ("tags[0]", "expected text, got 5")
+
+
+def test_the_sentences_of_custom_errors_are_passed_as_they_are() -> None:
+    document = document_of("a:\n  whne: ${env:S}\n", S="hunter2")
+    lines = [
+        InitErrorDetails(type=PydanticCustomError("settings", 'unknown key "whne"; for hunter2'), loc=("a", "whne")),
+        InitErrorDetails(type=PydanticCustomError("settings", "no such thing"), loc=("a",)),
+    ]
+    told = complaints_of(ValidationError.from_exception_data("x", lines), document)
+    assert [(str(each.place), each.text) for each in told] == [
+        ("routes.yaml:2:3", 'unknown key "whne"; for ${env:S}'),
+        ("routes.yaml:2:3", "no such thing"),
+    ]
 
 
 @pytest.mark.parametrize(
