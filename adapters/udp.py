@@ -178,7 +178,7 @@ async def _opened(
         family, kind, protocol, _, at = found[0]
         link = socket.socket(family, kind, protocol)
         try:
-            link.setblocking(False)
+            link.settimeout(0)
             use(link, at)
         except BaseException:
             link.close()
