@@ -65,30 +65,31 @@ class JsonSchema:
                 mask="it",
             )
         except jsonschema_rs.ValidationError as error:
-            place = _path("schema", error.schema_path and error.instance_path)
-            raise ValueError(f"{path.name} is no JSON Schema: {place}: {error.message:.200}") from None
-        except Exception as error:
-            found = self._not_found or _short(str(error))
-            raise ValueError(f"{path.name} can't be used: {found}") from None
+            place = _path("schema", error.instance_path)
+            text = self._not_found or f"{place}: {_short(error.message)}"
+            raise ValueError(f"{path.name} is no JSON Schema to use: {text}") from None
+        except (ValueError, jsonschema_rs.ReferencingError) as error:
+            raise ValueError(f"{path.name} is no JSON Schema to use: {self._not_found or _short(str(error))}") from None
 
     def check(self, message: Message) -> None:
         tree = message.tree
         try:
             if self._validator.is_valid(tree):
                 return
-            error = next(iter(self._validator.iter_errors(tree)))
+            failure = next(iter(self._validator.iter_errors(tree)))
         except ValueError as error:
             raise MessageError(f"validate: {self.path.name} can't be applied: {_short(str(error))}") from None
-        raise MessageError(f"validate: {self._text(error)}")
+        raise MessageError(f"validate: {self._text(failure)}")
 
     def _text(self, error: jsonschema_rs.ValidationError) -> str:
         name, place = self.path.name, _path("body", error.instance_path)
-        keyword = error.kind.name
+        kind: Any = error.kind  # each keyword has a class of its own, with fields of its own
+        keyword = kind.name
         if keyword == "required":
-            missing = _path(place, [error.kind.property])
+            missing = _path(place, [kind.property])
             return f"{missing} is missing; {name} requires it"
         if keyword in ("additionalProperties", "unevaluatedProperties"):
-            unexpected = _path(place, error.kind.unexpected[:1])
+            unexpected = _path(place, kind.unexpected[:1])
             return f"{unexpected} is unexpected; {name} does not know it"
         if keyword == "falseSchema":
             return f"{place} is unexpected; {name} allows nothing there"
@@ -114,7 +115,10 @@ class JsonSchema:
                 raise ValueError(f"it refers to {path.relative_to(self._folder)}, and there is no such file beside it")
             return path
         for path in sorted(self._folder.glob("*.json")):
-            schema = _read(path)
+            try:
+                schema = _read(path)
+            except ValueError:
+                continue  # a neighbour that is none of this schema's business
             if isinstance(schema, dict) and str(schema.get("$id", "")).rstrip("#") == uri:
                 return path
         raise ValueError(
@@ -135,11 +139,12 @@ class XmlSchema:
     def __init__(self, path: Path) -> None:
         self.path = path
         reader = parser()
-        reader.resolvers.add(_SameFolder(path))
+        neighbours = _SameFolder(path)
+        reader.resolvers.add(neighbours)
         try:
             self._schema = etree.XMLSchema(etree.parse(path, reader))
         except etree.LxmlError as error:
-            raise ValueError(f"{path.name} is no XML Schema: {_short(str(error))}") from None
+            raise ValueError(f"{path.name} is no XML Schema: {neighbours.refused or _short(str(error))}") from None
         except OSError as error:
             raise ValueError(f"{path.name} can't be read: {error.strerror or 'not found'}") from None
 
@@ -150,7 +155,7 @@ class XmlSchema:
         root = root_of(message.body, message.content_type, message.formats.limits)
         if self._schema.validate(root):
             return
-        error = self._schema.error_log[0]
+        error: Any = next(iter(self._schema.error_log))  # type: ignore[call-overload]  # the stubs lack __iter__
         text = re.sub(rf"'([^']{{{_SHOWN}}})[^']*'", r"'\1…'", error.message or "is not valid").rstrip(".")
         raise MessageError(f"validate: line {error.line}: {_short(text)} ({self.path.name})")
 
@@ -160,16 +165,22 @@ class _SameFolder(etree.Resolver):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._main = path
         self._folder = path.parent.resolve()
+        self.refused: str | None = None
 
-    def resolve(self, url: str, public_id: str | None, context: Any) -> Any:
+    def resolve(self, url: str, public_id: str | None, context: Any) -> Any:  # type: ignore[override]  # as it is called
         parts = urlsplit(url)
         path = Path(unquote(parts.path) if parts.scheme == "file" else url).resolve()
-        if parts.scheme not in ("", "file") or not path.is_relative_to(self._folder):
-            # An empty document is an error of its own, and nothing is read
-            return self.resolve_string("", context)
-        return None
+        if parts.scheme not in ("", "file"):
+            self.refused = f"it includes {_short(url)}, which is never fetched; keep that schema beside it"
+        elif not path.is_relative_to(self._folder):
+            self.refused = f"it includes {path.name} from outside of its own folder; keep that schema beside it"
+        elif not path.is_file():
+            self.refused = f"it includes {path.relative_to(self._folder)}, and there is no such file beside it"
+        else:
+            return None
+        # An empty document is an error of its own, and nothing is read
+        return self.resolve_string("", context, base_url=url)
 
 
 def _path(root: str, steps: Any) -> str:
