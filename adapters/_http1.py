@@ -19,7 +19,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from adapters._head import check_framing, check_sizes, read_target
 from adapters._paths import Place
-from adapters._request import NOTHING, Mount, Refusal, Request, header_lines, header_name
+from adapters._request import NAMES, NOTHING, Mount, Refusal, Request, header_lines, header_name
 from adapters._sockets import facts
 
 if TYPE_CHECKING:
@@ -379,7 +379,7 @@ class Connection(asyncio.Protocol):
         if self._phase != HEAD:
             self._trailer(name, value)
             return
-        key = header_name(name)
+        key = NAMES.get(name) or header_name(name)
         text = value.decode("latin-1")
         if value and value[-1] <= 32:
             text = text.rstrip(" \t")

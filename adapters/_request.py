@@ -17,7 +17,8 @@ PROBLEM = b"content-type: application/problem+json\r\n"
 JSON_TYPE = b"content-type: application/json\r\n"
 NOTHING: Mapping[str, str] = {}
 
-_NAMES: dict[bytes, str] = {}
+NAMES: dict[bytes, str] = {}
+"""Header names in lower case, by the bytes that came; `header_name` fills it."""
 # The names of RFC 9110 where Python's are older.
 _PHRASES = {status.value: status.phrase for status in HTTPStatus} | {
     413: "Content Too Large",
@@ -181,11 +182,11 @@ def header_lines(fields: Iterable[tuple[str, str]]) -> bytes:
 
 def header_name(name: bytes) -> str:
     """A header name in lower case, from a cache that peers can't make grow."""
-    known = _NAMES.get(name)
+    known = NAMES.get(name)
     if known is None:
         known = name.decode("latin-1").lower()
-        if len(_NAMES) < 1024 and len(name) <= 64:
-            _NAMES[name] = known
+        if len(NAMES) < 1024 and len(name) <= 64:
+            NAMES[name] = known
     return known
 
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, assert_never
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal, Self, assert_never
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
+from pyreqwest.client import Client
+from pyreqwest.exceptions import RequestError
 
 from adapters._encoding import decompressed
+from adapters._http_client import client, failure, peer_error, read
 from adapters._listener import Listener
 from adapters._paths import checked_pattern
 from adapters._request import JSON_TYPE, PROBLEM, Refusal, Request, header_lines, problem
 from gateway import (
     JSON,
     Accepted,
+    ClientTls,
     Deferred,
     Deliver,
+    Duration,
     Host,
     Limits,
     Listen,
@@ -26,9 +34,13 @@ from gateway import (
     MessageError,
     Outcome,
     Refused,
+    Secret,
+    Send,
     Settings,
     Template,
+    UrlTemplate,
     Workers,
+    duration,
 )
 from gateway.errors import Refusal as Code
 
@@ -48,6 +60,12 @@ _EXTRA: Mapping[int, bytes] = {
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Decompressing so many bytes takes long enough to be done beside the loop.
 _LARGE = 16_384
+# Header fields that say how a message is framed are the client's.
+_OURS = frozenset({"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"})
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# Printable ASCII and tabs: what all servers read alike.
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_DOTS = re.compile(r"/(?:\.|%2e){1,2}(?=[/\\?#]|$)", re.IGNORECASE)
 
 Path = Annotated[str, AfterValidator(checked_pattern)]
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -222,3 +240,123 @@ async def _plain(message: Message, limits: Limits) -> Message:
     else:
         raw = await asyncio.to_thread(decompressed, body, encoding, limits)
     return message.replace(raw=raw, headers=headers)
+
+
+def _header_name(text: str) -> str:
+    name = text.lower()
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f'expected a header name of letters, digits and dashes, got "{text}"')
+    if name in _OURS:
+        raise ValueError(f"the header {name} says how the request is framed and can't be set")
+    return name
+
+
+class Sink(Settings):
+    """Sends each message as a request; delivered when the answer is 2xx. The answer is the reply.
+
+    400, 409, 413, 415 and 422 refuse the message; every other answer, and none, is tried again where the route
+    retries. Sends the content type, the trace context, `Idempotency-Key: <message id>.<target>`, and what `headers`
+    names. Redirects are not followed, and proxies of the environment not used.
+    """
+
+    url: UrlTemplate = Field(description="where to send; its scheme and host are constant, values are percent-encoded")
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field(
+        "POST", description="the method; GET and HEAD have no body"
+    )
+    headers: dict[Annotated[str, AfterValidator(_header_name)], Template] = Field(
+        {}, description="further headers, by name"
+    )
+    timeout: Duration = Field(duration("30s"), gt=0, le=3600, description="time for the whole answer to arrive")
+    connect_timeout: Duration = Field(duration("5s"), gt=0, le=300, description="time for a connection to be made")
+    tls: ClientTls | None = Field(None, description="TLS of https:// URLs; `ca` is trusted beside the system's own")
+    username: str | None = Field(None, description="user for HTTP basic authentication")
+    password: Secret | None = Field(None, description="password of that user")
+    token: Secret | None = Field(None, description="bearer token, instead of user and password")
+    connections: int = Field(100, ge=1, le=10_000, description="connections at most; further sends wait")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        scheme = urlsplit(self.url.text).scheme.lower()
+        if scheme not in ("http", "https"):
+            raise ValueError(f'url: expected http:// or https://, got "{self.url.text}"')
+        if self.tls is not None and scheme == "http":
+            raise ValueError("tls: the url begins with http://; write https://")
+        if self.tls is not None and self.tls.server_name is not None:
+            raise ValueError("tls.server_name: http checks the host of the url; write that name in the url")
+        if (self.username is None) != (self.password is None):
+            raise ValueError("username and password: expected both or none")
+        if self.token is not None and self.username is not None:
+            raise ValueError("token: expected either a token or username and password")
+        if not _HEADER_VALUE.fullmatch(self._authorization() or ""):
+            raise ValueError("token: it holds characters that no header can carry, such as a line end")
+        return self
+
+    @asynccontextmanager
+    async def open(self, host: Host) -> AsyncIterator[Send]:
+        """Sends for as long as the context lasts. Connections are made when they are needed.
+
+        Raises:
+            ConfigError: a file of `tls` can't be used.
+        """
+        pool = client(
+            self.tls,
+            timeout_s=self.timeout,
+            connect_timeout_s=self.connect_timeout,
+            connections=self.connections,
+        )
+        async with pool:
+            yield self._sender(pool, host)
+
+    def _sender(self, pool: Client, host: Host) -> Send:
+        parts = urlsplit(self.url.text)
+        who = f"{parts.scheme}://{parts.netloc}"
+        suffix = f".{host.target}"
+        bodiless = self.method in ("GET", "HEAD")
+        authorization = self._authorization()
+        # Without expressions it is the same for every message: checked once by the client.
+        constant = self.url.text if self.url.constant else None
+
+        async def send(message: Message) -> Message | None:
+            request = pool.request(self.method, constant or self._target(message))
+            fields = {"idempotency-key": message.id + suffix}
+            if not bodiless:
+                fields["content-type"] = _sendable("content-type", message.content_type)
+                request = request.body_bytes(message.body)
+            if message.traceparent is not None:
+                fields["traceparent"] = _sendable("traceparent", message.traceparent)
+            if authorization is not None:
+                fields["authorization"] = authorization
+            for name, value in self.headers.items():
+                fields[name] = _sendable(name, value.text_of(message))
+            try:
+                async with request.headers(fields).build_streamed() as response:
+                    reply = await read(response, message, host.limits, who)
+            except RequestError as error:
+                raise peer_error(who, error, timeout_s=self.timeout, connect_timeout_s=self.connect_timeout) from error
+            failed = failure(who, reply, host.clock.time())
+            if failed is not None:
+                raise failed
+            return reply
+
+        return send
+
+    def _target(self, message: Message) -> str:
+        target: str = self.url(message)
+        # The client would take them away together with the segment before them.
+        if _DOTS.search(target.partition("?")[0]):
+            raise MessageError(f"url {self.url.text}: a value is . or .., which would change the path")
+        return target
+
+    def _authorization(self) -> str | None:
+        if self.token is not None:
+            return f"Bearer {self.token.get_secret_value()}"
+        if self.username is not None and self.password is not None:
+            pair = f"{self.username}:{self.password.get_secret_value()}"
+            return f"Basic {b64encode(pair.encode()).decode()}"
+        return None
+
+
+def _sendable(name: str, value: str) -> str:
+    if not _HEADER_VALUE.fullmatch(value):
+        raise MessageError(f"header {name}: its value holds a line end, NUL or characters outside of ASCII")
+    return value
