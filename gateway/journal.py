@@ -222,8 +222,8 @@ class Journal(Protocol):
         """Pending deliveries whose time has come, but those with a (child id, target) in `exclude`; earliest first."""
         ...
 
-    async def next_due(self, route: str) -> float | None:
-        """Journal time of the earliest pending delivery that has one; None: there is none."""
+    async def next_due(self, route: str, exclude: Collection[tuple[str, str]]) -> float | None:
+        """Journal time of the earliest pending delivery that has one, but those in `exclude`; None: there is none."""
         ...
 
     async def lanes(self, route: str) -> Mapping[tuple[str, str], int]:

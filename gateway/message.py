@@ -196,6 +196,11 @@ class Message(Struct, kw_only=True, gc=False, eq=False):
             parsed = self.parsed = self.formats.parse(self.raw or b"", self.content_type)
         return parsed
 
+    def forget_tree(self) -> None:
+        """Lets the tree go when the bytes are there to parse it from again: a message that waits then weighs less."""
+        if self.raw is not None:
+            self.parsed = UNSET
+
     def replace(self, **changes: Any) -> Message:
         """A copy with these fields changed. For the body use `with_tree` or `with_body`."""
         return _replace(self, **changes)

@@ -182,6 +182,11 @@ class Observed:
         for key in [key for key in self.peers if key[0] == route]:
             del self.peers[key]
 
+    def forget_targets(self, route: str) -> None:
+        """Drops the targets of a route that is being changed."""
+        for key in [key for key in self.peers if key[:2] == (route, "target")]:
+            del self.peers[key]
+
     def ready(self) -> bool:
         """Whether every link of every route is up."""
         return all(peer.state == "up" for peer in self.peers.values())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from gateway.errors import MessageError
+from gateway.journal import Hop
 from gateway.message import Message
 from gateway.ports import Clock, Send, Sink, Step
 
-log = logging.getLogger("gateway.path")
+HOP_BYTES = 64 * 1024
+"""With `history: full`, how much of a body is kept before and after each step."""
 
 Walk = Callable[[Message], Awaitable[list[Message]]]
 """What a pattern runs as: one message in; those that go on out, none when it was filtered."""
@@ -112,6 +113,30 @@ class _Plain:
             error.place = error.place or self._places[index]
             raise
         return after
+
+    def traced(self, message: Message, hops: list[Hop], history: str) -> Message | None:
+        """As a call, noting each step that changed, ended or refused the message."""
+        after: Message | None = message
+        for step, place in zip(self._steps, self._places, strict=True):
+            before = after
+            assert before is not None
+            try:
+                after = step(before)
+            except MessageError as error:
+                error.place = error.place or place
+                raise
+            if after is not before:
+                hops.append(_hop(place, before, after, history))
+                if after is None:
+                    return None
+        return after
+
+
+def _hop(place: str, before: Message, after: Message | None, history: str) -> Hop:
+    outcome: Literal["changed", "filtered"] = "filtered" if after is None else "changed"
+    if history != "full":
+        return Hop(place, outcome)
+    return Hop(place, outcome, before.body[:HOP_BYTES], None if after is None else after.body[:HOP_BYTES])
 
 
 def _placed(walk: Walk, place: str) -> Walk:

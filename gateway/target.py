@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gateway.config import Configured
@@ -120,6 +120,27 @@ class Inside:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def chosen(inside: Inside, message: Message) -> Iterable[RunningTarget]:
+    """The targets that take this message: all whose `when` holds, or the first.
+
+    Raises:
+        MessageError: none does, and the route does not say `unmatched: drop`.
+    """
+    settings, targets = inside.settings, inside.targets
+    if len(targets) == 1 and targets[0].settings.when is None:
+        return targets
+    if settings.match == "first":
+        for target in targets:
+            if target.takes(message):
+                return (target,)
+        taken: list[RunningTarget] = []
+    else:
+        taken = [target for target in targets if target.takes(message)]
+    if not taken and settings.unmatched == "dead_letter":
+        raise MessageError("to: no target takes this message; give one a when: that does, or say unmatched: drop")
+    return taken
 
 
 class _Tap:

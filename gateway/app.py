@@ -1,0 +1,162 @@
+"""The whole process: start, reload, stop. Start and reload are one path: load, check, compare by route, swap."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from gateway.clock import SystemClock
+from gateway.config import Config, load
+from gateway.errors import ConfigError
+from gateway.failpoints import failpoint
+from gateway.host import Services
+from gateway.journal import Journal
+from gateway.observe import Observed
+from gateway.registry import module
+from gateway.route import Route
+
+log = logging.getLogger("gateway.app")
+
+
+class App:
+    """A running gateway. Make one with `running`."""
+
+    def __init__(self, config: Config, services: Services) -> None:
+        self.config = config
+        self.services = services
+        self.routes: dict[str, Route] = {}
+        self.started_s = services.clock.time()
+        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done with a text when the process can promise nothing any more and must stop."""
+        self._reloading = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Starts every route.
+
+        Raises:
+            ConfigError: one of them can't run as configured; those that had started are stopped.
+        """
+        try:
+            for configured in _targets_of_others_first(self.config):
+                route = self.routes[configured.name] = Route(configured, self.services)
+                await route.start()
+        except BaseException:
+            await self.stop(grace_s=0)
+            raise
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Closes all gates, lets what is in flight finish for at most `grace_s`, then stops sources and targets."""
+        grace_s = self.config.gateway.grace if grace_s is None else grace_s
+        await asyncio.gather(*(route.stop(grace_s) for route in self.routes.values()))
+        self.routes.clear()
+
+    async def reload(self) -> list[str]:
+        """Reads the configuration again and changes what differs. Returns what was done, a line for each route.
+
+        Raises:
+            ConfigError: it is wrong or can't run; what ran before still runs.
+        """
+        async with self._reloading:
+            try:
+                config = await asyncio.to_thread(load, self.config.path)
+                done = await self._change_to(config)
+            except ConfigError as error:
+                self.services.observed.reloads["failed"] += 1
+                log.error("configuration not changed", extra={"reason": str(error)})
+                raise
+            self.services.observed.reloads["good"] += 1
+            log.info("configuration changed", extra={"routes": done})
+            return done
+
+    async def _change_to(self, config: Config) -> list[str]:
+        before = self.config
+        fixed = [
+            key
+            for key in ("name", "data", "journal", "api", "retention")
+            if getattr(before.gateway, key) != getattr(config.gateway, key)
+        ]
+        if fixed:
+            raise ConfigError(f"gateway.{fixed[0]}: it can't change while the gateway runs; restart it")
+        self.config = config
+        try:
+            return await self._swap(config)
+        except ConfigError:
+            self.config = before
+            await self._swap(before)
+            raise
+
+    async def _swap(self, config: Config) -> list[str]:
+        grace_s = config.gateway.grace
+        done = []
+        for name in [name for name in self.routes if name not in config.routes]:
+            await self.routes.pop(name).stop(grace_s)
+            done.append(f"{name}: stopped")
+        for configured in _targets_of_others_first(config):
+            running = self.routes.get(configured.name)
+            if running is None:
+                route = Route(configured, self.services)
+                await route.start()
+                self.routes[configured.name] = route
+                done.append(f"{configured.name}: started")
+            elif running.configured != configured:
+                failpoint("reload.swapped")
+                await running.swap(configured, grace_s)
+                done.append(f"{configured.name}: changed")
+        return done
+
+
+def _targets_of_others_first(config: Config) -> list[Any]:
+    """Routes that others reach through a channel start before those, so that no first message finds nobody."""
+    readers = {
+        name
+        for name, route in config.routes.items()
+        if any("channel" in type(s).__module__ for s in route.settings.sources)
+    }
+    return sorted(config.routes.values(), key=lambda configured: configured.name not in readers)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[App]:
+    """The gateway of this configuration, started; stopped when the context ends.
+
+    Raises:
+        ConfigError: it can't run as configured, or another process has its data folder.
+    """
+    clock = SystemClock()
+    observed = Observed(clock)
+    settings = config.gateway
+    app: App | None = None
+
+    def on_broken(text: str) -> None:
+        if app is not None and not app.broken.done():
+            app.broken.set_result(text)
+
+    opening: Callable[..., AbstractAsyncContextManager[Journal]] = module("adapters", settings.journal).open_journal  # type: ignore[union-attr]
+    retention = settings.retention
+    async with opening(
+        _folder(settings.data),
+        age_s=retention.age,
+        size_bytes=retention.size,
+        reserve_bytes=retention.reserve,
+        clock=clock,
+        on_broken=on_broken,
+    ) as journal:
+        services = Services(settings.name, settings.data, journal, observed, clock)
+        app = App(config, services)
+        await app.start()
+        try:
+            yield app
+        finally:
+            await app.stop()
+
+
+def _folder(data: Path) -> Path:
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"gateway.data: {data} can't be made: {error.strerror}") from error
+    return data

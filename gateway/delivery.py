@@ -1,0 +1,207 @@
+"""Takes stored messages on: from memory right after the commit, else from the journal. Loses none.
+
+A message that can be finished from memory costs the journal one insert and one update. What can't be finished now (a
+target failed, a lane is blocked) is written down as deliveries and leaves memory; the journal gives it back when it is
+due. Everything here runs on one loop, so what stands between two awaits is atomic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gateway.dispatch import Dispatch
+from gateway.jobs import Job, Parcel
+from gateway.journal import Attempted, Due, Finished, Reason, Work
+from gateway.message import Message
+from gateway.target import Inside
+
+log = logging.getLogger("gateway.delivery")
+
+BATCH = 256
+SUSPECT_CLAIMS = 2
+"""Begun this often without an end, a message is run alone: only then does it answer for a crash."""
+POISON_CLAIMS = 5
+"""Begun this often without an end, a message is a dead letter: it kills the process."""
+
+
+class Delivering:
+    """The delivery of one route's stored messages. `start`, then `store`; `stop` lets what is being sent finish."""
+
+    def __init__(self, inside: Inside) -> None:
+        self._route = inside.name
+        self._inside = inside
+        self._journal = inside.services.journal
+        self._meters = inside.meters
+        self._limits = inside.settings.limits
+        self._dispatch = Dispatch(inside, self._left, self._look_again)
+        self._jobs: dict[str, Job] = {}
+        """Messages in memory, and those whose end is not committed yet."""
+        self._bytes = 0
+        self._spilled = True
+        """Some stored messages are in the journal only: newcomers queue up behind them there."""
+        self._more = True
+        """Messages were stored, and not taken into memory, since the journal was last asked for some."""
+        self._unspilled = 0
+        """How often memory has caught up with the journal."""
+        self._recount = True
+        """Deliveries in the journal may have become others than this knows of."""
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to take on what the journal has."""
+        self._task = asyncio.create_task(self._run(), name=f"{self._route}:delivery")
+
+    async def stop(self, grace_s: float) -> None:
+        """Begins nothing more, waits at most `grace_s` for what is being sent, then stops. The journal has the rest."""
+        self._dispatch.stopping = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._dispatch.idle()
+        except TimeoutError:
+            log.warning("grace is over", extra={"route": self._route, "sending": self._dispatch.sending})
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def store(self, message: Message) -> None:
+        """Returns once the message is durable; its delivery goes on by itself.
+
+        Raises:
+            JournalFullError, JournalBrokenError: it is not stored.
+        """
+        spilled, unspilled = self._spilled, self._unspilled
+        if not await self._journal.append(self._route, message):
+            return
+        self._meters.stored += 1
+        message.forget_tree()
+        if spilled or self._spilled or unspilled != self._unspilled or not self._room(message):
+            self._spilled = self._more = True
+            self._wake.set()
+        elif message.id not in self._jobs:
+            self._take(Job(message))
+
+    def _room(self, message: Message) -> bool:
+        if self._dispatch.stopping or len(self._jobs) >= self._limits.in_memory:
+            return False
+        return self._bytes + len(message.raw or b"") <= self._limits.in_memory_size
+
+    def _take(self, job: Job) -> None:
+        self._jobs[job.message.id] = job
+        self._bytes += job.size
+        self._dispatch.begin(job)
+
+    def _left(self, job: Job | None) -> None:
+        if job is not None and self._jobs.pop(job.message.id, None) is not None:
+            self._bytes -= job.size
+            job.left.set()
+        if self._spilled:
+            self._wake.set()
+
+    def _look_again(self) -> None:
+        self._wake.set()
+
+    def poke(self) -> None:
+        """The journal was changed from outside (replay, discard): look again."""
+        self._spilled = self._more = self._recount = True
+        self._wake.set()
+
+    # -- what the journal has --------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        async with self._dispatch:
+            while True:
+                self._wake.clear()
+                if self._recount:
+                    self._recount = False
+                    self._dispatch.count_parked(await self._journal.lanes(self._route))
+                if not self._dispatch.stopping:
+                    await self._load_due()
+                    if self._spilled:
+                        await self._load_stored()
+                await self._until_due()
+
+    async def _until_due(self) -> None:
+        due_at = await self._journal.next_due(self._route, list(self._dispatch.busy))
+        if self._wake.is_set():
+            return
+        waiting = asyncio.ensure_future(self._wake.wait())
+        tasks: set[asyncio.Future[object]] = {waiting}  # type: ignore[arg-type]
+        if due_at is not None:
+            wait_s = max(due_at - self._journal.now(), 0.005)
+            tasks.add(asyncio.ensure_future(self._inside.clock.sleep(wait_s)))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _load_stored(self) -> None:
+        room = self._limits.in_memory - len(self._jobs)
+        room_bytes = self._limits.in_memory_size - self._bytes
+        if room <= 0 or (room_bytes <= 0 and self._jobs):
+            return  # whoever leaves memory wakes us
+        self._more = False
+        works = await self._journal.stored(self._route, list(self._jobs), min(room, BATCH), room_bytes)
+        if not works:
+            if not self._more:
+                self._spilled = False
+                self._unspilled += 1
+            return
+        self._wake.set()
+        sound = [work for work in works if work.claims < SUSPECT_CLAIMS]
+        if sound:
+            await self._journal.claim(self._route, [work.message.id for work in sound], [])
+            for work in sound:
+                self._take_work(work)
+        else:
+            await self._run_alone(works[0])
+
+    def _take_work(self, work: Work) -> Job:
+        work.message.formats = self._inside.formats
+        job = Job(work.message)
+        self._take(job)
+        return job
+
+    async def _run_alone(self, work: Work) -> None:
+        if work.claims >= POISON_CLAIMS:
+            text = f"it was begun {work.claims} times without an end: it seems to kill the process"
+            await self._journal.advance(
+                self._route, [Finished(work.message.id, "dead", reason=Reason("poison", text, "steps"))]
+            )
+            return
+        await self._journal.claim(self._route, [work.message.id], [])
+        await self._take_work(work).left.wait()
+
+    async def _load_due(self) -> None:
+        while not self._dispatch.stopping:
+            room = BATCH - len(self._dispatch.busy)
+            due = await self._journal.due(self._route, list(self._dispatch.busy), room) if room > 0 else ()
+            if not due:
+                return
+            good = [item for item in due if item.claims < POISON_CLAIMS and self._dispatch.knows(item.delivery.target)]
+            lost = [item for item in due if item not in good]
+            names = [(item.delivery.message.id, item.delivery.target) for item in good]
+            if names:
+                await self._journal.claim(self._route, [], names)
+            for item in good:
+                item.delivery.message.formats = self._inside.formats
+                self._dispatch.give(Parcel.of_delivery(item.delivery))
+            if lost:
+                await self._journal.advance(self._route, [self._ended(item) for item in lost])
+                self._recount = True
+                self._wake.set()
+                return
+
+    def _ended(self, item: Due) -> Attempted:
+        delivery = item.delivery
+        if item.claims >= POISON_CLAIMS:
+            text = f"it was begun {item.claims} times without an end: it seems to kill the process"
+            reason = Reason("poison", text, delivery.target)
+        else:
+            known = ", ".join(target.name for target in self._inside.targets)
+            text = f"the route has no target called {delivery.target} any more; it has {known}"
+            reason = Reason("refused", text, delivery.target)
+        child = delivery.message.id
+        return Attempted(delivery.parent, child, delivery.target, "dead", delivery.attempts, reason=reason)

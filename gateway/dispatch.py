@@ -1,0 +1,352 @@
+"""What happens to a stored message in memory: its steps, its parcels, their lanes and sends, and what is written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+from gateway.errors import MessageError, PeerError
+from gateway.failpoints import failpoint
+from gateway.jobs import Job, Lane, Parcel, ahead_of
+from gateway.journal import Attempt, Change, Hop, Reason
+from gateway.message import Message
+from gateway.target import Inside, RunningTarget, chosen
+from gateway.workers import Workers
+
+log = logging.getLogger("gateway.delivery")
+
+
+class Dispatch:
+    """Runs jobs and parcels of one route. Use it as a context; `begin` and `give` hand over."""
+
+    def __init__(self, inside: Inside, left: Callable[[Job | None], None], due: Callable[[], None]) -> None:
+        """left: called when a job (None: one of the journal's parcels) left memory. due: it may have new due ones."""
+        self._inside = inside
+        self._route = inside.name
+        self._settings = inside.settings
+        self._journal = inside.services.journal
+        self._left = left
+        self._due = due
+        self._targets = {target.name: target for target in inside.targets}
+        self._alone = len(inside.targets) == 1
+        self._pure = inside.steps.pure and all(target.path.pure for target in inside.targets)
+        self._tracing = self._settings.history != "off"
+        self.busy: set[tuple[str, str]] = set()
+        """Names of written parcels that are in memory: the journal must not give them out again."""
+        self._lanes: dict[Lane, list[Parcel]] = {}
+        """Parcels in memory by lane; the first is sent."""
+        self.parked: dict[Lane, int] = {}
+        """How many parcels of a lane are in the journal, not in memory: while there are any, others queue up there."""
+        self._behind: dict[str, list[Job]] = {}
+        """By key: jobs whose steps wait for those of the job before them."""
+        self._steps: Workers[Job] = Workers(self._run, count=self._settings.concurrency, name=f"{self._route}:steps")
+        self._senders = {
+            name: Workers(self._send, count=self._settings.concurrency, name=f"{self._route}:{name}")
+            for name in self._targets
+        }
+        self._stack = AsyncExitStack()
+        self.sending = 0
+        self.stopping = False
+        self._idle = asyncio.Event()
+
+    async def __aenter__(self) -> Dispatch:
+        await self._stack.enter_async_context(self._steps)
+        for senders in self._senders.values():
+            await self._stack.enter_async_context(senders)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.__aexit__(None, None, None)
+
+    async def idle(self) -> None:
+        """Returns once nothing is being sent. Call it with `stopping` set."""
+        while self.sending:
+            self._idle.clear()
+            await self._idle.wait()
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def begin(self, job: Job) -> None:
+        """Takes a job on."""
+        key = job.message.key
+        if key is not None:
+            if key in self._behind:
+                self._behind[key].append(job)
+                return
+            self._behind[key] = []
+        self._steps.put(job)
+
+    async def _run(self, job: Job) -> None:
+        if self.stopping:
+            return
+        await self._handle(job)
+        key = job.message.key
+        if key is not None:
+            behind = self._behind[key]
+            if behind:
+                self._steps.put(behind.pop(0))
+            else:
+                del self._behind[key]
+
+    async def _handle(self, job: Job) -> None:
+        outs = await self._outs(job)
+        failpoint("steps.inside")
+        if outs:
+            await self._split_up(job, outs)
+        if job.parcels and (not self._pure or any(parcel.final for parcel in job.parcels)):
+            await self._write(job)
+        if not job.open:
+            self._end(job)
+        elif len(job.parcels) == 1 and self._alone and job.message.key is None:
+            await self._send(job.parcels[0])
+        else:
+            for parcel in [parcel for parcel in job.parcels if not parcel.final]:
+                await self._enter(parcel)
+
+    async def _outs(self, job: Job) -> Sequence[Message]:
+        """What comes out of the route's steps; nothing: filtered, or dead with `job.reason`."""
+        steps, message = self._inside.steps, job.message
+        hops = job.hops if self._tracing else None
+        try:
+            if steps.plain is not None:
+                after = (
+                    steps.plain(message) if hops is None else steps.plain.traced(message, hops, self._settings.history)
+                )
+                return () if after is None else (after,)
+            return (message,) if steps.empty else await steps(message)
+        except MessageError as error:
+            job.reason = Reason(error.code, str(error), error.place)
+        except PeerError as error:
+            job.reason = Reason("retries", str(error), "steps")
+        except Exception:
+            log.exception("message failed", extra={"route": self._route, "message_id": message.id})
+            self._inside.meters.errors += 1
+            job.reason = Reason("internal", "the gateway failed on this message; its log says why", "steps")
+        job.hops.append(Hop(job.reason.place or "steps", "failed"))
+        return ()
+
+    async def _split_up(self, job: Job, outs: Sequence[Message]) -> None:
+        for out in outs:
+            try:
+                targets = chosen(self._inside, out)
+            except MessageError as error:
+                job.reason = Reason("unmatched" if error.place is None else error.code, str(error), error.place)
+                job.parcels.clear()
+                job.open = 0
+                return
+            for target in targets:
+                await self._pack(job, target, out)
+
+    async def _pack(self, job: Job, target: RunningTarget, out: Message) -> None:
+        key, parent = job.message.key, job.message.id
+        try:
+            made = await target.made_of(out)
+        except (MessageError, PeerError) as error:
+            parcel = Parcel(job, parent, out, target.name, key)
+            kind, place = (error.code, error.place) if isinstance(error, MessageError) else ("retries", None)
+            parcel.state, parcel.reason = "dead", Reason(kind, str(error), place or f"to.{target.name}.steps")
+            job.parcels.append(parcel)
+            job.reason = job.reason or parcel.reason
+            return
+        for message in made:
+            job.parcels.append(Parcel(job, parent, message, target.name, key))
+            job.open += 1
+
+    # -- lanes and sends -------------------------------------------------------------------------------------------
+
+    def give(self, parcel: Parcel) -> None:
+        """Takes on a parcel that the journal gave out. Its lane, if it has one, has nothing in memory."""
+        self.busy.add(parcel.name)
+        if parcel.lane is not None:
+            self._lanes.setdefault(parcel.lane, []).append(parcel)
+        self._senders[parcel.target].put(parcel)
+
+    def count_parked(self, pending: Mapping[Lane, int]) -> None:
+        """Takes over how many parcels of each lane the journal has pending."""
+        for lane, count in pending.items():
+            here = sum(1 for parcel in self._lanes.get(lane, ()) if parcel.job is not None and parcel.written)
+            self.parked[lane] = count - here
+            if self.parked[lane] <= 0:
+                del self.parked[lane]
+        for lane in [lane for lane in self.parked if lane not in pending]:
+            del self.parked[lane]
+
+    def knows(self, target: str) -> bool:
+        """Whether the route has a target of this name."""
+        return target in self._targets
+
+    async def _enter(self, parcel: Parcel) -> None:
+        lane = parcel.lane
+        if lane is None:
+            self._senders[parcel.target].put(parcel)
+        elif self.parked.get(lane):
+            self.parked[lane] += 1
+            await self._park([parcel])
+        elif lane in self._lanes:
+            self._lanes[lane].append(parcel)
+        else:
+            self._lanes[lane] = [parcel]
+            self._senders[parcel.target].put(parcel)
+
+    async def _send(self, parcel: Parcel) -> None:
+        if self.stopping:
+            return
+        self.sending += 1
+        try:
+            await self._try(parcel)
+        finally:
+            self.sending -= 1
+            if not self.sending:
+                self._idle.set()
+
+    async def _try(self, parcel: Parcel) -> None:
+        target, clock = self._targets[parcel.target], self._inside.clock
+        message = parcel.message
+        if message.expires_at_s is not None and clock.time() > message.expires_at_s:
+            await self._done(
+                parcel, "expired", None, Reason("expired", "its deadline passed before it was sent", target.name)
+            )
+            return
+        wait_s = target.breaker.wait_s() if target.breaker is not None else 0.0
+        if wait_s > 0:  # an open circuit is no attempt of this message's
+            await self._later(parcel, wait_s, None)
+            return
+        at_s, began = clock.time(), clock.monotonic()
+        try:
+            await target.send(message)
+            failpoint("target.acked")
+        except MessageError as error:
+            reason, asked_s = Reason(error.code, str(error), error.place or target.name), None
+            final = True
+        except PeerError as error:
+            reason, asked_s = Reason("retries", str(error), target.name), error.wait_s
+            final = False
+        except Exception:
+            log.exception("send failed", extra={"route": self._route, "target": target.name, "message_id": message.id})
+            self._inside.meters.errors += 1
+            reason, asked_s = Reason("internal", "the gateway failed on this send; its log says why", target.name), None
+            final = True
+        else:
+            parcel.attempts += 1
+            await self._done(
+                parcel, "delivered", Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began)
+            )
+            return
+        parcel.attempts += 1
+        attempt = Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began, reason.text)
+        retry = target.settings.retry
+        too_old = clock.time() - message.time_s > retry.max_age
+        if final or parcel.attempts >= retry.attempts or too_old:
+            await self._done(parcel, "dead", attempt, reason)
+            return
+        parcel.reason = reason
+        target.meters.retried += 1
+        await self._later(parcel, retry.wait_s(parcel.attempts, self._inside.services.luck, asked_s), attempt)
+
+    async def _done(self, parcel: Parcel, state: str, attempt: Attempt | None, reason: Reason | None = None) -> None:
+        """A parcel is final. Success is written without waiting for it; what went wrong is safe before we go on."""
+        parcel.state, parcel.due_at, parcel.reason = state, None, reason  # type: ignore[assignment]
+        job = parcel.job
+        if attempt is not None and job is not None and not job.expanded:
+            job.attempts.append(attempt)
+        if job is not None:
+            job.open -= 1
+            if reason is not None and state == "dead":
+                job.reason = reason
+        if parcel.written:
+            future = self._journal.advance(self._route, [parcel.attempted(attempt)])
+            future.add_done_callback(lambda done: self._out(parcel, done))
+        elif state == "dead":
+            await self._write(job)  # what the target would have received is kept with its dead letter
+        self._next_of(parcel)
+        if job is not None and not job.open:
+            self._end(job)
+
+    async def _later(self, parcel: Parcel, wait_s: float, attempt: Attempt | None) -> None:
+        """A parcel must wait: it is written and leaves memory, and with it all that are behind it in its lane."""
+        parcel.due_at = self._journal.now() + wait_s
+        if attempt is not None and parcel.job is not None and not parcel.job.expanded:
+            parcel.job.attempts.append(attempt)
+            attempt = None
+        lane = parcel.lane
+        if lane is None:
+            await self._park([parcel], attempt)
+            return
+        waiting = self._lanes.pop(lane, [parcel])
+        self.parked[lane] = self.parked.get(lane, 0) + sum(1 for one in waiting if one.job is not None)
+        await self._park(waiting, attempt)
+
+    async def _park(self, parcels: list[Parcel], attempt: Attempt | None = None) -> None:
+        now = self._journal.now()
+        changes: list[Change] = []
+        unwritten = [parcel.job for parcel in parcels if parcel.job is not None and not parcel.written]
+        written = [parcel for parcel in parcels if parcel.written]
+        for ahead in ahead_of(unwritten, self._lanes):
+            changes.append(ahead.written(now))
+            self._keep_busy(ahead, parcels)
+        if written and (attempt is not None or written[0].due_at is not None):
+            changes.append(written[0].attempted(attempt))
+        if changes:
+            await self._journal.advance(self._route, changes)
+        for parcel in parcels:
+            self.busy.discard(parcel.name)
+            job = parcel.job
+            if job is not None:
+                job.open -= 1
+                if not job.open:
+                    self._end(job)
+            else:
+                self._left(None)
+        self._due()
+
+    def _keep_busy(self, job: Job, leaving: list[Parcel]) -> None:
+        self.busy.update(parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving)
+
+    async def _write(self, job: Job | None) -> None:
+        """Writes a job's parcels for the first time; those that are not final stay in memory."""
+        assert job is not None
+        now = self._journal.now()
+        changes: list[Change] = []
+        for ahead in ahead_of([job], self._lanes):
+            changes.append(ahead.written(now))
+            self._keep_busy(ahead, [])
+        await self._journal.advance(self._route, changes)
+
+    def _next_of(self, parcel: Parcel) -> None:
+        lane = parcel.lane
+        if lane is None:
+            return
+        waiting = self._lanes.get(lane)
+        if waiting and waiting[0] is parcel:
+            waiting.pop(0)
+        if parcel.job is None and lane in self.parked:
+            self.parked[lane] -= 1
+            if self.parked[lane] <= 0:
+                del self.parked[lane]
+        if waiting:
+            self._senders[parcel.target].put(waiting[0])
+        elif lane in self._lanes:
+            del self._lanes[lane]
+
+    # -- out -------------------------------------------------------------------------------------------------------
+
+    def _out(self, parcel: Parcel, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self.busy.discard(parcel.name)
+            if parcel.job is None:
+                self._left(None)
+            self._due()
+
+    def _end(self, job: Job) -> None:
+        """A job has nothing left to do in memory: its end is written, and then it is forgotten."""
+        if job.expanded:
+            self._left(job)
+            return
+        future = self._journal.advance(self._route, [job.finished()])
+        future.add_done_callback(lambda done: self._forget(job, done))
+
+    def _forget(self, job: Job, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self._left(job)

@@ -1,0 +1,139 @@
+"""What the delivery of stored messages works on: a job is one message in memory, a parcel one message to one target."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from gateway.journal import FINAL, Attempt, Attempted, Delivery, DeliveryState, Expanded, Finished, Hop, Reason
+from gateway.message import Message
+
+Lane = tuple[str, str]
+"""(target, key): parcels of one lane are sent one after the other, in the order of their messages."""
+
+
+class Job:
+    """A stored message in memory, until its end is committed."""
+
+    __slots__ = ("attempts", "expanded", "hops", "left", "message", "open", "parcels", "reason", "size")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.size = len(message.raw or b"")
+        self.parcels: list[Parcel] = []
+        self.open = 0
+        """Parcels that are still in memory and not final."""
+        self.expanded = False
+        """Its parcels are written in the journal."""
+        self.hops: list[Hop] = []
+        self.attempts: list[Attempt] = []
+        self.reason: Reason | None = None
+        self.left = asyncio.Event()
+
+    def finished(self) -> Finished:
+        """Its end, when no parcel was ever written."""
+        states = {parcel.state for parcel in self.parcels}
+        state = "dead" if self.reason else "expired" if "expired" in states else "delivered" if states else "filtered"
+        return Finished(self.message.id, state, self.hops, self.attempts, self.reason)  # type: ignore[arg-type]
+
+    def written(self, now: float) -> Expanded:
+        """All its parcels as they stand, to be written for the first time.
+
+        now: journal time: those in memory that need no order would be due at once after a crash.
+        """
+        self.expanded = True
+        for parcel in self.parcels:
+            if parcel.due_at is None and parcel.key is None and not parcel.final:
+                parcel.due_at = now
+        return Expanded(self.message.id, [parcel.delivery() for parcel in self.parcels], self.hops, self.attempts)
+
+
+class Parcel:
+    """One message on its way to one target."""
+
+    __slots__ = ("attempts", "due_at", "job", "key", "message", "parent", "reason", "state", "target")
+
+    def __init__(self, job: Job | None, parent: str, message: Message, target: str, key: str | None) -> None:
+        self.job = job
+        """None: the journal gave it out."""
+        self.parent = parent
+        self.message = message
+        self.target = target
+        self.key = key
+        self.state: DeliveryState = "pending"
+        self.attempts = 0
+        self.due_at: float | None = None
+        self.reason: Reason | None = None
+
+    @classmethod
+    def of_delivery(cls, delivery: Delivery) -> Parcel:
+        """A parcel that the journal gave out."""
+        parcel = cls(None, delivery.parent, delivery.message, delivery.target, delivery.key)
+        parcel.attempts = delivery.attempts
+        parcel.reason = delivery.reason
+        return parcel
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """(child id, target): one parcel among all."""
+        return self.message.id, self.target
+
+    @property
+    def lane(self) -> Lane | None:
+        """Its lane; None: it needs no order."""
+        return None if self.key is None else (self.target, self.key)
+
+    @property
+    def written(self) -> bool:
+        """Whether the journal has it."""
+        return self.job is None or self.job.expanded
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more happens to it."""
+        return self.state in FINAL
+
+    def delivery(self) -> Delivery:
+        """It as the journal writes it."""
+        return Delivery(
+            parent=self.parent,
+            target=self.target,
+            message=self.message,
+            state=self.state,
+            key=self.key,
+            attempts=self.attempts,
+            due_at=self.due_at,
+            reason=self.reason,
+        )
+
+    def attempted(self, attempt: Attempt | None) -> Attempted:
+        """How it stands after a try."""
+        return Attempted(
+            self.parent, self.message.id, self.target, self.state, self.attempts, self.due_at, attempt, self.reason
+        )
+
+
+def ahead_of(jobs: list[Job], lanes: dict[Lane, list[Parcel]]) -> Iterator[Job]:
+    """These jobs and all that stand before them in a lane and are not written: oldest first, each once.
+
+    A parcel may be written only after all that are ahead of it in its lane: else a crash would turn their order round.
+    """
+    found: dict[int, Job] = {}
+
+    def visit(job: Job) -> None:
+        if id(job) in found or job.expanded:
+            return
+        for parcel in job.parcels:
+            lane = parcel.lane
+            if parcel.final or lane is None:
+                continue
+            for other in lanes.get(lane, ()):
+                if other is parcel:
+                    break
+                if other.job is not None:
+                    visit(other.job)
+        found[id(job)] = job
+
+    for job in jobs:
+        visit(job)
+    yield from found.values()

@@ -1,0 +1,323 @@
+"""One running route: from its sources through the gate to what is inside, and the outcome back the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from gateway.config import Configured
+from gateway.delivery import Delivering
+from gateway.errors import MessageError, PeerError
+from gateway.gate import Gate
+from gateway.host import EngineHost, Services
+from gateway.journal import JournalBrokenError, JournalFullError, Reason
+from gateway.links import keep_running
+from gateway.message import Accepted, Deferred, Message, Outcome, Refused
+from gateway.path import word_of
+from gateway.ports import Deliver, Source
+from gateway.target import Inside, RunningTarget, chosen
+
+log = logging.getLogger("gateway.route")
+
+START_S = 10.0
+"""How long a start waits for a source to listen or to have tried its peer once."""
+FULL_WAIT_S = 5.0
+"""How long senders are asked to wait while the journal has no room."""
+
+
+class Route:
+    """A route as it runs. `start`, then messages flow; `swap` changes it under traffic; `stop` drains it."""
+
+    def __init__(self, configured: Configured, services: Services) -> None:
+        self.name = configured.name
+        self.configured = configured
+        self.paused = False
+        self._services = services
+        self._meters = services.observed.route(self.name)
+        self.gate = Gate(configured.settings.limits.in_flight, self._meters)
+        self._sources: list[asyncio.Task[None]] = []
+        self._inside = Inside(configured, services)
+        self._delivering: Delivering | None = self._made_delivering()
+        self._source_name = f"/{services.name}/{self.name}"
+
+    def _made_delivering(self) -> Delivering | None:
+        return Delivering(self._inside) if self.configured.settings.ack == "stored" else None
+
+    @property
+    def inside(self) -> Inside:
+        """The steps and targets that run now."""
+        return self._inside
+
+    @property
+    def delivering(self) -> Delivering | None:
+        """What takes stored messages on; None: the route stores nothing."""
+        return self._delivering
+
+    async def start(self) -> None:
+        """Opens targets, then sources. Returns once every source is ready or has found its peer away.
+
+        Raises:
+            ConfigError: a source can't run as configured, such as an address in use.
+        """
+        self._start_inside()
+        await self._start_sources()
+
+    def _start_inside(self) -> None:
+        self._inside.start()
+        if self._delivering is not None:
+            self._delivering.start()
+
+    async def _start_sources(self) -> None:
+        tried: list[asyncio.Future[None]] = []
+        loop = asyncio.get_running_loop()
+        for index, source in enumerate(self.configured.settings.sources):
+            name = word_of(source) if index == 0 else f"{word_of(source)}-{index + 1}"
+            peer = self._services.observed.peer(self.name, name, "source")
+            host = self._host(name)
+            done: asyncio.Future[None] = loop.create_future()
+            running = keep_running(
+                source,
+                host,
+                self.deliver_for(source),
+                peer,
+                self._services.observed,
+                self._services.luck,
+                lambda done=done: None if done.done() else done.set_result(None),  # type: ignore[misc]
+            )
+            task = asyncio.create_task(running, name=f"{self.name}:{name}")
+            self._sources.append(task)
+            tried.append(done)
+        await self._until_tried(tried)
+
+    async def _until_tried(self, tried: list[asyncio.Future[None]]) -> None:
+        waiting: set[asyncio.Future[None]] = set(tried)
+        deadline = asyncio.get_running_loop().time() + START_S
+        while waiting:
+            left = deadline - asyncio.get_running_loop().time()
+            done, _ = await asyncio.wait(
+                {*waiting, *self._sources}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in self._sources:
+                if task.done():
+                    await self._stop_sources()
+                    await self._inside.stop()
+                    task.result()
+            waiting -= done
+            if not done:
+                return
+
+    def _host(self, name: str) -> EngineHost:
+        return EngineHost(self._services, self.name, name, self.configured.settings.limits, self._inside.formats)
+
+    async def stop(self, grace_s: float) -> None:
+        """Closes the gate, waits at most `grace_s` for what is in flight, then stops sources and targets."""
+        self.gate.close(stopping=True)
+        await self._drain(grace_s)
+        await self._stop_sources()
+        await self._stop_inside(grace_s)
+        self._services.observed.forget(self.name)
+
+    async def swap(self, configured: Configured, grace_s: float) -> None:
+        """Changes to another configuration: newcomers wait at the gate, and the two never run at once.
+
+        Sources that stay as they are keep running, so that their senders notice nothing.
+
+        Raises:
+            ConfigError: a source can't run as configured; the route is stopped then.
+        """
+        same_sources = configured.settings.sources == self.configured.settings.sources
+        same_limits = configured.settings.limits == self.configured.settings.limits
+        keep = same_sources and same_limits
+        self.gate.close(stopping=False)
+        await self._drain(grace_s)
+        if not keep:
+            await self._stop_sources()
+        await self._stop_inside(grace_s)
+        self._services.observed.forget_targets(self.name)
+        self.configured = configured
+        self._inside = Inside(configured, self._services)
+        self._delivering = self._made_delivering()
+        self._start_inside()
+        if not keep:
+            self.gate.limit(configured.settings.limits.in_flight)
+            await self._start_sources()
+        self.gate.reopen()
+
+    async def _drain(self, grace_s: float) -> None:
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.gate.drained()
+        except TimeoutError:
+            log.warning("grace is over", extra={"route": self.name, "in_flight": self.gate.inside})
+
+    async def _stop_sources(self) -> None:
+        for task in self._sources:
+            task.cancel()
+        await asyncio.gather(*self._sources, return_exceptions=True)
+        self._sources.clear()
+
+    async def _stop_inside(self, grace_s: float) -> None:
+        if self._delivering is not None:
+            await self._delivering.stop(grace_s)
+        await self._inside.stop()
+
+    def deliver_for(self, source: Source) -> Deliver:
+        """The edge of the route for one source."""
+        answers, type_ = source.answers, f"{word_of(source)}.message"
+
+        async def deliver(message: Message) -> Outcome:
+            return await self.take(message, answers=answers, type_=type_)
+
+        return deliver
+
+    async def take(self, message: Message, *, answers: bool, type_: str) -> Outcome:
+        """Takes a message in and returns what became of it. Never raises but CancelledError.
+
+        answers: the sender is told the outcome; if not, a refusal is kept as a dead letter before this returns.
+        """
+        gate, meters = self.gate, self._meters
+        if not gate.enter_at_once() and not await gate.enter(patient=not answers):
+            meters.received += 1
+            meters.deferred += 1
+            return Deferred(message.id, f"{self.name} has as many messages as it may take; send again")
+        monotonic = self._inside.clock.monotonic
+        began = monotonic()
+        meters.received += 1
+        try:
+            self._stamp(message, type_)
+            outcome = await self._handled(message)
+        except MessageError as error:
+            outcome = await self._refused(
+                message, Refused(message.id, str(error), error.code), error.place, answers=answers
+            )
+        except PeerError as error:
+            outcome = Deferred(message.id, str(error), error.wait_s or 1.0, error.too_late, not error.too_late)
+        except JournalFullError as error:
+            outcome = Deferred(message.id, str(error), FULL_WAIT_S)
+        except JournalBrokenError as error:
+            outcome = Deferred(message.id, str(error), FULL_WAIT_S)
+        except Exception:
+            log.exception("message failed", extra={"route": self.name, "message_id": message.id})
+            meters.errors += 1
+            refused = Refused(message.id, "the gateway failed on this message; its log says why", "internal")
+            outcome = await self._refused(message, refused, None, answers=answers)
+        finally:
+            gate.leave()
+        self._count(outcome)
+        meters.latency.observe(monotonic() - began)
+        return outcome
+
+    def _stamp(self, message: Message, type_: str) -> None:
+        message.formats = self._inside.formats
+        message.source = self._source_name
+        if not message.type:
+            message.type = type_
+        limit = self.configured.settings.limits.message
+        if message.raw is not None and len(message.raw) > limit:
+            raise MessageError(f"body: {len(message.raw)} bytes, at most {limit} are taken", code="too_large")
+
+    def _count(self, outcome: Outcome) -> None:
+        match outcome:
+            case Accepted():
+                self._meters.accepted += 1
+            case Refused():
+                self._meters.refused += 1
+            case Deferred():
+                self._meters.deferred += 1
+
+    async def _handled(self, message: Message) -> Outcome:
+        inside, settings = self._inside, self.configured.settings
+        if not inside.accept.empty:
+            await self._checked(message)
+        if self._delivering is not None:
+            if settings.order_by is not None:
+                message.key = _text(settings.order_by(message))
+            await self._delivering.store(message)
+            return Accepted(message.id)
+        if settings.expire_after is not None and message.expires_at_s is None:
+            message.expires_at_s = message.time_s + settings.expire_after
+        reply = await self._delivered(message)
+        return Accepted(message.id, reply if settings.ack == "reply" else None)
+
+    async def _checked(self, message: Message) -> None:
+        accept = self._inside.accept
+        if not (accept.plain(message) if accept.plain else await accept(message)):
+            raise MessageError("accept: a filter does not hold for this message")
+
+    async def _delivered(self, message: Message) -> Message | None:
+        """Runs the steps and sends to every target that takes what comes out. Returns the reply of the only one.
+
+        Raises:
+            MessageError, PeerError: of the worst: a PeerError if any target was away, so that the sender tries again.
+        """
+        inside = self._inside
+        steps = inside.steps
+        if steps.plain is not None:
+            after = steps.plain(message)
+            outs: Iterable[Message] = () if after is None else (after,)
+        else:
+            outs = (message,) if steps.empty else await steps(message)
+        sends: list[tuple[RunningTarget, Message]] = []
+        nothing = True
+        for out in outs:
+            nothing = False
+            for target in chosen(inside, out):
+                sends += [(target, made) for made in await target.made_of(out)]
+        if len(sends) == 1:
+            return await self._sent(*sends[0])
+        if not sends:
+            if nothing:
+                self._meters.filtered += 1
+            return None
+        await self._sent_to_all(sends)
+        return None
+
+    async def _sent(self, target: RunningTarget, message: Message) -> Message | None:
+        if message.expires_at_s is not None and self._inside.clock.time() > message.expires_at_s:
+            self._meters.expired += 1
+            return None
+        try:
+            return await target.send(message)
+        except MessageError as error:
+            error.place = error.place or target.name
+            if isinstance(error.reply, Message) and self.configured.settings.ack == "reply":
+                return error.reply
+            raise
+        except PeerError as error:
+            if isinstance(error.reply, Message) and self.configured.settings.ack == "reply":
+                return error.reply
+            raise
+
+    async def _sent_to_all(self, sends: list[tuple[RunningTarget, Message]]) -> None:
+        results = await asyncio.gather(*(self._sent(*send) for send in sends), return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        for kind in (asyncio.CancelledError, PeerError, MessageError):
+            for error in errors:
+                if isinstance(error, kind):
+                    raise error
+        if errors:
+            raise errors[0]
+
+    async def _refused(self, message: Message, refused: Refused, place: str | None, *, answers: bool) -> Outcome:
+        """A refusal, once it is safe: where the sender can't be told, as a committed dead letter."""
+        if answers:
+            return refused
+        try:
+            await self.bury(message, Reason(refused.code, refused.reason, place))
+        except (PeerError, MessageError, JournalFullError, JournalBrokenError) as error:
+            return Deferred(message.id, f"the dead letter could not be kept: {error}", FULL_WAIT_S)
+        self._meters.dead += 1
+        return refused
+
+    async def bury(self, message: Message, reason: Reason) -> None:
+        """Keeps a dead letter: in the journal, or with the target that `dead_letter` names."""
+        if self._inside.dead_letter is not None:
+            for made in await self._inside.dead_letter.made_of(message):
+                await self._inside.dead_letter.send(made)
+        else:
+            await self._services.journal.bury(self.name, message, reason)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else str(value)
