@@ -46,6 +46,7 @@ log = logging.getLogger("gateway.mqtt")
 PATIENCE_S = 10.0
 """How long after the last change of its subscriptions a link holds messages that none of them takes."""
 _GOODBYE_S = 1.0
+_FROM_BROKERS = {CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, DISCONNECT}
 
 
 class Login(Struct, frozen=True):
@@ -311,6 +312,8 @@ class Link(asyncio.Protocol):
         kind = first & 0xF0
         if kind == PINGRESP:
             return
+        if kind not in _FROM_BROKERS or (kind == CONNACK and self._connack.done()):
+            raise PacketError(f"a packet of type {first >> 4} came, which no broker may send here")
         answer = read_answer(first, body, self._version)
         if kind in {PUBACK, PUBCOMP, SUBACK, UNSUBACK} or (kind == PUBREC and answer.code >= 0x80):
             self._outbox.answered(answer)
@@ -318,12 +321,10 @@ class Link(asyncio.Protocol):
             self.write(self._writer.ack(PUBREL, answer.packet_id))
         elif kind == PUBREL:
             self._arrivals.release(answer.packet_id)
-        elif kind == CONNACK and not self._connack.done():
+        elif kind == CONNACK:
             self._connack.set_result(answer)
-        elif kind == DISCONNECT:
-            self.lose(reasons.disconnected(self._peer, answer))
         else:
-            raise PacketError(f"a packet of type {first >> 4} came, which no broker may send here")
+            self.lose(reasons.disconnected(self._peer, answer))
 
     @asynccontextmanager
     async def subscription(self, topic_filter: str, qos: int, take: Callable[[Arrival], None]) -> AsyncIterator[None]:

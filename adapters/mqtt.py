@@ -243,8 +243,14 @@ class Source(Settings):
                 ready()
                 await asyncio.get_running_loop().create_future()
         except ExceptionGroup as group:
-            refused = group.subgroup(PeerError)
-            raise (refused.exceptions[0] if refused is not None else group) from group
+            raise _only_error(group) from group
+
+
+def _only_error(error: Exception) -> Exception:
+    """What groups of one hold: workers and replies each put an error of the subscription into a group."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 class Sink(Settings):
