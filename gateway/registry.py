@@ -160,6 +160,8 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
     Raises:
         ValidationError: of the component and of the other keys, all at once.
     """
+    if isinstance(value, found):
+        return value
     if isinstance(value, str):
         value = {value: {}} if getattr(component(kind, value), "nameless", None) is None else {value: None}
     if not isinstance(value, dict):
