@@ -19,6 +19,27 @@ DIVIDING = Context(prec=28, Emax=DIGITS_MAX * 10, Emin=-DIGITS_MAX * 10, roundin
 """Arithmetic of quotients and powers, which have no last digit: 28 digits."""
 
 
+def number(value: Any) -> Decimal:
+    """The Decimal that a number or a text is."""
+    if isinstance(value, str) and len(value) <= DIGITS_MAX:
+        try:
+            value = Decimal(value.strip().replace("_", "x"))
+        except InvalidOperation:
+            raise FaultError("it is text that is no number; give a default: int(0), float(0)") from None
+    if not isinstance(value, int | float | Decimal):
+        raise FaultError(f"it is {kind(value)}, expected a number")
+    number = Decimal(value) if isinstance(value, int) else decimal(value)
+    if number and abs(number.adjusted()) > DIGITS_MAX:
+        raise FaultError(f"a number has more than {DIGITS_MAX} digits")
+    return number
+
+
+def small(value: Any, what: str) -> int:
+    if type(value) is not int or abs(value) > DIGITS_MAX * 100:
+        raise FaultError(f"{what} is {kind(value)}, expected a small whole number")
+    return value
+
+
 def _numbers(word: str, left: Any, right: Any) -> tuple[Any, Any]:
     """Two whole numbers, or two Decimals."""
     for value in (left, right):

@@ -57,32 +57,32 @@ def _odd_or_even(rest: int) -> Condition:
     return condition
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-
-
 def _same(scope: Scope, value: Any, other: Any) -> bool:
     if isinstance(value, str | bool | int | None) and isinstance(other, str | bool | int | None):
         return type(value) is type(other) and value == other
     raise FaultError(f"can't tell whether {kind(value)} and {kind(other)} are the same; compare with ==")
 
 
+_PLAIN: dict[str, Callable[[Any], bool]] = {
+    "none": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "false": lambda value: value is False,
+    "true": lambda value: value is True,
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": lambda value: isinstance(value, float | Decimal),
+    "number": lambda value: isinstance(value, int | float | Decimal) and not isinstance(value, bool),
+    "string": lambda value: isinstance(value, str),
+    "mapping": lambda value: isinstance(value, Mapping),
+    "sequence": lambda value: isinstance(value, str | list | tuple | Mapping),
+    "iterable": lambda value: isinstance(value, str | list | tuple | Mapping),
+    "lower": lambda value: text(value).islower(),
+    "upper": lambda value: text(value).isupper(),
+}
+
 CONDITIONS: dict[str, Condition] = {
     "defined": defined,
     "undefined": undefined,
-    "none": _plain(lambda value: value is None),
-    "boolean": _plain(lambda value: isinstance(value, bool)),
-    "false": _plain(lambda value: value is False),
-    "true": _plain(lambda value: value is True),
-    "integer": _plain(lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    "float": _plain(lambda value: isinstance(value, float | Decimal)),
-    "number": _plain(_is_number),
-    "string": _plain(lambda value: isinstance(value, str)),
-    "mapping": _plain(lambda value: isinstance(value, Mapping)),
-    "sequence": _plain(lambda value: isinstance(value, str | list | tuple | Mapping)),
-    "iterable": _plain(lambda value: isinstance(value, str | list | tuple | Mapping)),
-    "lower": _plain(lambda value: text(value).islower()),
-    "upper": _plain(lambda value: text(value).isupper()),
+    **{name: _plain(check) for name, check in _PLAIN.items()},
     "odd": _odd_or_even(1),
     "even": _odd_or_even(0),
     "divisibleby": _divisible,
@@ -96,3 +96,6 @@ CONDITIONS: dict[str, Condition] = {
     **dict.fromkeys(("<=", "le"), _relation("lteq")),
 }
 """All tests."""
+
+SCOPELESS = frozenset({"defined", "undefined", *_PLAIN})
+"""Those that spend nothing, and so need no scope of their own."""

@@ -4,20 +4,18 @@ They differ from Jinja2's where a gateway would lose data without a word: `int` 
 unless a default is given, lists come out as lists, and `tojson` escapes nothing for HTML.
 """
 
+# ruff: noqa: FBT002 - the places of the arguments are Jinja2's
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any
-from urllib.parse import quote
 
-from gateway.expressions.arithmetic import EXACT, add, effort
+from gateway.expressions.arithmetic import EXACT, add, number, small
 from gateway.expressions.conditions import defined, holds, undefined
-from gateway.expressions.methods import join, replace
-from gateway.expressions.sandbox import DIGITS_MAX, FaultError, Missing, Scope, decimal, get, json, kind, text
+from gateway.expressions.methods import join
+from gateway.expressions.sandbox import DIGITS_MAX, FaultError, Missing, Scope, decimal, get, kind, text
+from gateway.expressions.texts import TEXT_FILTERS
 
 Filter = Callable[..., Any]
 """Called with the scope, the value and the arguments."""
@@ -36,12 +34,6 @@ def _list(scope: Scope, value: Any, work: int = 1) -> list[Any]:
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise FaultError(f"it is {kind(value)}, expected an object")
-    return value
-
-
-def _count(value: Any, what: str) -> int:
-    if type(value) is not int or abs(value) > DIGITS_MAX * 100:
-        raise FaultError(f"{what} is {kind(value)}, expected a small whole number")
     return value
 
 
@@ -98,44 +90,17 @@ def _length(scope: Scope, value: Any) -> int:
     return len(value)
 
 
-def _tojson(scope: Scope, value: Any, indent: Any = None) -> str:
-    written = json(value, None if indent is None else min(_count(indent, "indent"), 8))
-    scope.spend(len(written))
-    return written
-
-
-def _string(scope: Scope, value: Any) -> str:
-    found = text(value)
-    scope.spend(effort(found))
-    return found
-
-
 # --- numbers
 
 
 def _abs(scope: Scope, value: Any) -> Any:
-    return abs(value) if isinstance(value, int) else EXACT.abs(_number(value))
-
-
-def _number(value: Any) -> Decimal:
-    """The Decimal that a number or a text is."""
-    if isinstance(value, str) and len(value) <= DIGITS_MAX:
-        try:
-            value = Decimal(value.strip().replace("_", "x"))
-        except InvalidOperation:
-            raise FaultError("it is text that is no number; give a default: int(0), float(0)") from None
-    if not isinstance(value, int | float | Decimal):
-        raise FaultError(f"it is {kind(value)}, expected a number")
-    number = Decimal(value) if isinstance(value, int) else decimal(value)
-    if number and abs(number.adjusted()) > DIGITS_MAX:
-        raise FaultError(f"a number has more than {DIGITS_MAX} digits")
-    return number
+    return abs(value) if isinstance(value, int) else EXACT.abs(number(value))
 
 
 def _float(scope: Scope, value: Any, default: Any = _NOT_GIVEN) -> Any:
     """The number as a Decimal, so that 1.10 stays 1.10."""
     try:
-        return _number(value)
+        return number(value)
     except FaultError:
         if default is _NOT_GIVEN:
             raise
@@ -146,8 +111,8 @@ def _int(scope: Scope, value: Any, default: Any = _NOT_GIVEN, base: Any = 10) ->
     """The whole number, cut off towards zero."""
     try:
         if isinstance(value, str) and base != 10 and len(value) <= DIGITS_MAX:
-            return int(value, _count(base, "base"))
-        return value if type(value) is int else int(_number(value))
+            return int(value, small(base, "base"))
+        return value if type(value) is int else int(number(value))
     except (FaultError, ValueError) as error:
         if default is not _NOT_GIVEN:
             return default
@@ -163,9 +128,9 @@ def _round(scope: Scope, value: Any, precision: Any = 0, method: Any = "common")
         raise FaultError("the method of round is one of common, ceil, floor")
     if isinstance(value, int) and precision >= 0:
         return value
-    if abs(_count(precision, "the precision")) > 100:
+    if abs(small(precision, "the precision")) > 100:
         raise FaultError("the precision of round is at most 100 digits")
-    rounded = _number(value).quantize(Decimal(1).scaleb(-precision), rounding=_ROUNDINGS[method], context=EXACT)
+    rounded = number(value).quantize(Decimal(1).scaleb(-precision), rounding=_ROUNDINGS[method], context=EXACT)
     return rounded if precision >= 0 else rounded.quantize(1, context=EXACT)
 
 
@@ -235,7 +200,7 @@ def _groupby(
 
 def _batch(scope: Scope, value: Any, linecount: Any, fill_with: Any = None) -> list[Any]:
     values = _list(scope, value, work=2)
-    width = _count(linecount, "the size of a batch")
+    width = small(linecount, "the size of a batch")
     if width < 1:
         raise FaultError("the size of a batch is 1 or more")
     rows = [values[start : start + width] for start in range(0, len(values), width)]
@@ -299,126 +264,34 @@ def _chosen(*, keep: bool, by_attribute: bool) -> Filter:
     return choose
 
 
-# --- text
-
-
-def _of_text(method: Callable[..., Any]) -> Filter:
-    def call(scope: Scope, value: Any, *args: Any) -> Any:
-        if not all(isinstance(arg, str) for arg in args):
-            raise FaultError("its arguments are texts")
-        written = text(value)
-        scope.spend(effort(written))
-        return method(written, *args)
-
-    return call
-
-
-_WORDS = re.compile(r"([-\s({\[<]+)")
-
-
-def _title(value: str) -> str:
-    return "".join(word[0].upper() + word[1:].lower() for word in _WORDS.split(value) if word)
-
-
-def _truncate(
-    scope: Scope, value: Any, length: Any = 255, killwords: Any = False, end: Any = "...", leeway: Any = 5
-) -> str:
-    """At most `length` characters, `end` included; up to `leeway` more are let be, as in Jinja2."""
-    written, last = text(value), text(end)
-    most = _count(length, "the length")
-    if most < len(last) or _count(leeway, "the leeway") < 0:
-        raise FaultError(f"the length is {len(last)} or more, the leeway 0 or more")
-    if len(written) <= most + leeway:
-        return written
-    cut = written[: most - len(last)]
-    return (cut if killwords else cut.rsplit(" ", 1)[0]) + last
-
-
-def _urlencode(scope: Scope, value: Any) -> str:
-    if isinstance(value, Mapping):
-        pairs = _items(scope, value)
-        return join(scope, "&", [f"{quote(text(key), safe='')}={quote(text(one), safe='')}" for key, one in pairs])
-    written = text(value)
-    scope.made(3 * len(written))
-    return quote(written, safe="/")
-
-
-def _replace(scope: Scope, value: Any, old: Any, new: Any, count: Any = None) -> str:
-    return replace(scope, text(value), old, new, count)
-
-
-def _hash(scope: Scope, value: Any, algorithm: Any = "sha256") -> str:
-    """The digest of the text's UTF-8 bytes in hexadecimal; sha256 or sha512."""
-    if algorithm not in ("sha256", "sha512"):
-        raise FaultError("hash knows sha256 and sha512")
-    written = text(value)
-    scope.spend(effort(written))
-    return hashlib.new(algorithm, written.encode()).hexdigest()
-
-
-_DIRECTIVES = frozenset("YmdHMSfjyzZbBaAIpuGVUW%")
-
-
-def _date(scope: Scope, value: Any, format: Any = "%Y-%m-%dT%H:%M:%SZ") -> str:
-    """A moment in another form: an RFC 3339 text, or a number of seconds since 1970, as Python's strftime writes it.
-
-    The moment keeps the offset that it was written with; a number is UTC.
-    """
-    if not isinstance(format, str) or len(format) > 200:
-        raise FaultError("the format of date is a text such as %Y-%m-%d")
-    for directive in re.findall(r"%(.?)", format.replace("%%", "")):
-        if directive not in _DIRECTIVES or not directive:
-            raise FaultError(f"the format of date has no directive %{directive}")
-    try:
-        if isinstance(value, str):
-            moment = datetime.fromisoformat(value[:40].strip())
-        else:
-            moment = datetime.fromtimestamp(float(_number(value)), UTC)
-        return moment.strftime(format)
-    except (ValueError, OverflowError, OSError) as error:
-        raise FaultError("it is no moment, expected one such as 2026-11-21T02:34:41Z") from error
-
-
 FILTERS: dict[str, Filter] = {
+    **TEXT_FILTERS,
     "abs": _abs,
     "batch": _batch,
-    "capitalize": _of_text(str.capitalize),
     "count": _length,
     "d": _default,
-    "date": _date,
     "default": _default,
     "dictsort": _dictsort,
     "first": _edge("first", 0),
     "float": _float,
     "groupby": _groupby,
-    "hash": _hash,
     "int": _int,
     "items": _items,
     "join": _join,
     "last": _edge("last", -1),
     "length": _length,
     "list": _list,
-    "lower": _of_text(str.lower),
     "map": _map,
     "max": _extreme("max", -1),
     "min": _extreme("min", 0),
     "reject": _chosen(keep=False, by_attribute=False),
     "rejectattr": _chosen(keep=False, by_attribute=True),
-    "replace": _replace,
     "reverse": _reverse,
     "round": _round,
     "select": _chosen(keep=True, by_attribute=False),
     "selectattr": _chosen(keep=True, by_attribute=True),
     "sort": _sort,
-    "string": _string,
     "sum": _sum,
-    "title": _of_text(_title),
-    "tojson": _tojson,
-    "trim": _of_text(str.strip),
-    "truncate": _truncate,
     "unique": _unique,
-    "upper": _of_text(str.upper),
-    "urlencode": _urlencode,
-    "wordcount": _of_text(lambda value: len(re.findall(r"\w+", value))),
 }
 """All filters that are built in. What is not here is asked of `plug_filters`, then refused."""

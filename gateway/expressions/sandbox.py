@@ -8,7 +8,7 @@ Bounds hold for one evaluation. They count work, not time, so that running again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -27,17 +27,31 @@ DIGITS_MAX = 1000
 
 
 class FaultError(Exception):
-    """What is wrong in an expression, without saying in which: the caller puts its text in front."""
+    """What is wrong in an expression. `place` is the part of it; None: the caller names the whole."""
+
+    place: str | None = None
 
 
 class Missing:
-    """A value that is not there. `default` and `is defined` take it; everything else raises `error()`."""
+    """A value that is not there. `default` and `is defined` take it; everything else raises `error()`.
 
-    __slots__ = ("fault", "path")
+    fault: what is wrong, or a function that says it: most are never asked.
+    """
 
-    def __init__(self, path: str, fault: str) -> None:
+    __slots__ = ("_fault", "path")
+
+    def __init__(self, path: str, fault: str | Callable[[], str]) -> None:
         self.path = path
-        self.fault = fault
+        self._fault = fault
+
+    @property
+    def fault(self) -> str:
+        """What is not there, and what is instead."""
+        return self._fault if isinstance(self._fault, str) else self._fault()
+
+    def below(self, path: str) -> Missing:
+        """The same fault for a longer path."""
+        return Missing(path, self._fault)
 
     def error(self) -> MessageError:
         """The error that names the path."""
@@ -127,26 +141,31 @@ def get(value: Any, key: Any, *, label: str, owner: str, path: str) -> Any:
     label: the key as it is shown; owner: the text of what `value` is; path: the text of the whole.
     """
     if isinstance(value, Missing):
-        return Missing(path, value.fault)
-    if isinstance(value, Mapping):
+        return value.below(path)
+    if value.__class__ is dict or isinstance(value, Mapping):
         try:
             return value[key]
         except KeyError:
-            return Missing(path, f"{label} is not there; {owner} has {_names_of(value)}{_method_hint(key)}")
+            return Missing(path, lambda: f"{label} is not there; {owner} {_names_of(value)}{_method_hint(key)}")
         except TypeError:
-            return Missing(path, f"{label} is {kind(key)}, expected text")
+            return Missing(path, lambda: f"{label} is {kind(key)}, expected text")
     if isinstance(value, list | tuple | str | bytes) and type(key) in (int, slice):
         try:
             return value[key]
         except IndexError:
-            return Missing(path, f"there is no element {label}; {owner} has {len(value)}")
+            return Missing(path, lambda: f"there is no element {label}; {owner} has {len(value)}")
         except (TypeError, ValueError):
-            return Missing(path, f"{label} is no range of elements")
+            return Missing(path, lambda: f"{label} is no range of elements")
+    return Missing(path, lambda: _why_not(value, key, label, owner))
+
+
+def _why_not(value: Any, key: Any, label: str, owner: str) -> str:
+    """Why a value that is neither an object nor an indexed list has no such field."""
     if value is None:
-        return Missing(path, f"{owner} is null, so {label} is not there")
+        return f"{owner} is null, so {label} is not there"
     if isinstance(key, str) and key in METHOD_NAMES.get(kind(value), ()):
-        return Missing(path, f"{key} is a method: write {key}()")
-    return Missing(path, f"{label} is not there; {owner} is {kind(value)}{_method_hint(key)}")
+        return f"{key} is a method: write {key}()"
+    return f"{label} is not there; {owner} is {kind(value)}{_method_hint(key)}"
 
 
 def _names_of(mapping: Mapping[Any, Any]) -> str:
@@ -158,7 +177,7 @@ def _names_of(mapping: Mapping[Any, Any]) -> str:
         name = key if isinstance(key, str) and key.isprintable() and key else repr(key)
         names.append(name if len(name) <= 40 else f"{name[:39]}…")
     rest = len(mapping) - len(names)
-    return (", ".join(names) + (f" and {rest} more" if rest else "")) or "nothing"
+    return f"has {', '.join(names)}" + (f" and {rest} more" if rest else "") if names else "is empty"
 
 
 METHOD_NAMES = {
