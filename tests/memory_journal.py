@@ -1,0 +1,204 @@
+"""A journal in memory, for tests of the delivery: the semantics of the port without a disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gateway.journal import (
+    FINAL,
+    Attempt,
+    Attempted,
+    Change,
+    Delivery,
+    Detail,
+    Due,
+    Expanded,
+    Filter,
+    Finished,
+    Hop,
+    JournalFullError,
+    Reason,
+    Row,
+    State,
+    Work,
+)
+from gateway.message import Message
+from gateway.ports import Clock
+
+GRAVITY = ("dead", "expired", "discarded", "delivered", "filtered")
+
+
+@dataclass
+class Record:
+    route: str
+    message: Message
+    state: State = "stored"
+    turn: int = 0
+    claims: int = 0
+    reason: Reason | None = None
+    hops: list[Hop] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    delivery_claims: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+class MemoryJournal:
+    """`full`: appends fail. `commits`: every batch of changes in the order it was committed."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.records: dict[str, Record] = {}
+        self.commits: list[Sequence[Change]] = []
+        self.full = False
+        self._turn = 0
+
+    def now(self) -> float:
+        return self._clock.monotonic()
+
+    async def append(self, route: str, message: Message) -> bool:
+        await asyncio.sleep(0)
+        if self.full:
+            raise JournalFullError("journal: no room; free some disk space")
+        if message.id in self.records:
+            return False
+        self._turn += 1
+        self.records[message.id] = Record(route, message.replace(), turn=self._turn)
+        return True
+
+    async def bury(self, route: str, message: Message, reason: Reason) -> None:
+        if await self.append(route, message):
+            record = self.records[message.id]
+            record.state, record.reason = "dead", reason
+
+    def advance(self, route: str, changes: Sequence[Change]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.commits.append(changes)
+        for change in changes:
+            self._apply(change)
+        self._wake_lanes(route)
+        asyncio.get_running_loop().call_soon(lambda: future.done() or future.set_result(None))
+        return future
+
+    def _apply(self, change: Change) -> None:
+        record = self.records[change.parent if isinstance(change, Attempted) else change.id]
+        if record.state in FINAL:
+            return
+        record.claims = 0
+        if isinstance(change, Finished):
+            record.state, record.reason = change.state, change.reason
+            record.hops += change.hops
+            record.attempts += change.attempts
+        elif isinstance(change, Expanded):
+            assert record.state == "stored"
+            record.state, record.deliveries = "pending", list(change.deliveries)
+            record.hops += change.hops
+            record.attempts += change.attempts
+        else:
+            (delivery,) = [d for d in record.deliveries if (d.message.id, d.target) == (change.child, change.target)]
+            delivery.state, delivery.attempts, delivery.due_at = change.state, change.attempts, change.due_at
+            delivery.reason = change.reason
+            record.delivery_claims.pop((change.child, change.target), None)
+            if change.attempt is not None:
+                record.attempts.append(change.attempt)
+        states = {delivery.state for delivery in record.deliveries}
+        if record.state == "pending" and "pending" not in states:
+            record.state = next(state for state in GRAVITY if state in states)  # type: ignore[assignment]
+
+    def _wake_lanes(self, route: str) -> None:
+        first: dict[tuple[str, str], Delivery] = {}
+        for record in sorted(self.records.values(), key=lambda record: record.turn):
+            for delivery in record.deliveries:
+                if record.route == route and delivery.state == "pending" and delivery.key is not None:
+                    first.setdefault((delivery.target, delivery.key), delivery)
+        for delivery in first.values():
+            if delivery.due_at is None:
+                delivery.due_at = self.now()
+
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+        await asyncio.sleep(0)
+        found = [
+            r for r in self.records.values() if r.route == route and r.state == "stored" and r.message.id not in exclude
+        ]
+        found.sort(key=lambda record: (-record.message.priority, record.turn))
+        return [Work(record.message.replace(), record.claims) for record in found[:limit]]
+
+    def _pending(self, route: str, exclude: Collection[tuple[str, str]]) -> list[tuple[Record, Delivery]]:
+        return sorted(
+            (
+                (record, delivery)
+                for record in self.records.values()
+                for delivery in record.deliveries
+                if record.route == route
+                and delivery.state == "pending"
+                and delivery.due_at is not None
+                and (delivery.message.id, delivery.target) not in exclude
+            ),
+            key=lambda pair: (pair[1].due_at or 0.0, pair[0].turn),
+        )
+
+    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
+        await asyncio.sleep(0)
+        due = [(r, d) for r, d in self._pending(route, exclude) if (d.due_at or 0.0) <= self.now()]
+        return [
+            Due(_copied(delivery), record.delivery_claims.get((delivery.message.id, delivery.target), 0))
+            for record, delivery in due[:limit]
+        ]
+
+    async def next_due(self, route: str, exclude: Collection[tuple[str, str]]) -> float | None:
+        pending = self._pending(route, exclude)
+        return pending[0][1].due_at if pending else None
+
+    async def lanes(self, route: str) -> Mapping[tuple[str, str], int]:
+        found: dict[tuple[str, str], int] = {}
+        for record in self.records.values():
+            for delivery in record.deliveries:
+                if record.route == route and delivery.state == "pending" and delivery.key is not None:
+                    lane = delivery.target, delivery.key
+                    found[lane] = found.get(lane, 0) + 1
+        return found
+
+    async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        for message_id in messages:
+            self.records[message_id].claims += 1
+        for record in self.records.values():
+            for delivery in record.deliveries:
+                name = delivery.message.id, delivery.target
+                if name in deliveries:
+                    record.delivery_claims[name] = record.delivery_claims.get(name, 0) + 1
+
+    def counts(self) -> Mapping[str, Mapping[State, int]]:
+        counts: dict[str, dict[State, int]] = {}
+        for record in self.records.values():
+            states = counts.setdefault(record.route, {})
+            states[record.state] = states.get(record.state, 0) + 1
+        return counts
+
+    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
+        raise NotImplementedError
+
+    async def find(self, id: str) -> Detail | None:
+        raise NotImplementedError
+
+    async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
+        raise NotImplementedError
+
+    async def discard(self, ids: Sequence[str], by: str) -> int:
+        raise NotImplementedError
+
+    async def remember(self, scope: str, key: str, value: str, window_s: float) -> str:
+        raise NotImplementedError
+
+
+def _copied(delivery: Delivery) -> Delivery:
+    return Delivery(
+        parent=delivery.parent,
+        target=delivery.target,
+        message=delivery.message.replace(),
+        state=delivery.state,
+        key=delivery.key,
+        attempts=delivery.attempts,
+        due_at=delivery.due_at,
+        reason=delivery.reason,
+    )
