@@ -461,8 +461,8 @@ def test_a_list_is_not_called_short_because_its_entries_are_wrong() -> None:
 def test_the_sentences_of_custom_errors_are_passed_as_they_are() -> None:
     document = document_of("a:\n  whne: ${env:S}\n", S="hunter2")
     lines = [
-        InitErrorDetails(type=PydanticCustomError("settings", 'unknown key "whne"; for hunter2'), loc=("a", "whne")),
-        InitErrorDetails(type=PydanticCustomError("settings", "no such thing"), loc=("a",)),
+        InitErrorDetails(type=PydanticCustomError("settings", 'unknown key "whne"; for hunter2'), loc=("a", "whne"), input=None),
+        InitErrorDetails(type=PydanticCustomError("settings", "no such thing"), loc=("a",), input=None),
     ]
     told = complaints_of(ValidationError.from_exception_data("x", lines), document)
     assert [(str(each.place), each.text) for each in told] == [
