@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -70,11 +70,11 @@ class Link:
         finally:
             self._wire.flush()
             channel.lose(f"{self.where}: the channel is closed")
-            if not self._wire.lost.done():
-                with contextlib.suppress(Exception):
-                    async with asyncio.timeout(_CLOSE_WITHIN_S):
-                        await inner.close()
-            self._wire.channels.pop(channel.number, None)
+            try:
+                if not self._wire.lost.done():
+                    await _closed(inner.close())
+            finally:
+                self._wire.channels.pop(channel.number, None)
 
     @asynccontextmanager
     async def asking(self, channel: Channel) -> AsyncIterator[None]:
@@ -121,10 +121,17 @@ async def open_link(
             yield Link(wire, connection, within_s)
     finally:
         wire.flush()
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(_CLOSE_WITHIN_S):
-                await connection.close()
-        wire.transport.abort()
+        try:
+            await _closed(connection.close())
+        finally:
+            wire.transport.abort()
+
+
+async def _closed(closing: Awaitable[None]) -> None:
+    """Waits for an orderly close, not for long: the peer may be gone."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_CLOSE_WITHIN_S):
+            await closing
 
 
 class _Sockets(TransportFactory):
@@ -169,16 +176,25 @@ async def ends_with(lost: asyncio.Future[str]) -> AsyncIterator[None]:
         yield
     except asyncio.CancelledError:
         if ended and task.uncancel() <= before:
-            ended = False
             raise PeerError(lost.result(), reconnect=True) from None
         raise
+    except BaseException:
+        if ended:
+            await _came_too_late(task)
+        raise
+    else:
+        if ended:
+            await _came_too_late(task)
+            raise PeerError(lost.result(), reconnect=True)
     finally:
         lost.remove_done_callback(end)
-        if ended:
-            # Our cancellation is under way and came too late: it must not hit what follows.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
-            task.uncancel()
+
+
+async def _came_too_late(task: asyncio.Task[Any]) -> None:
+    # Our cancellation may be under way still: it must not hit what follows.
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    task.uncancel()
 
 
 @contextmanager
@@ -186,11 +202,22 @@ def _opening(wire: Wire, *, user: str, vhost: str, within_s: float) -> Iterator[
     try:
         yield
     except (aiormq.AMQPError, OSError, EOFError) as error:
-        reason = _words(error, user=user, vhost=vhost, within_s=within_s)
+        if wire.refused is None:
+            reason = _words(error, within_s)
+        else:
+            code, text = wire.refused
+            reason = _REFUSALS.get(code, "the broker closed the connection ({text})")
+            reason = reason.format(user=user, vhost=vhost, text=text)
         raise PeerError(f"{wire.where}: {reason}", reconnect=True) from error
 
 
-def _words(error: BaseException, *, user: str, vhost: str, within_s: float) -> str:
+_REFUSALS = {
+    403: "user {user!r} was refused; check username and password",
+    530: "vhost {vhost!r} was refused to user {user!r} ({text}); check both, and the user's permissions there",
+}
+
+
+def _words(error: BaseException, within_s: float) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -202,12 +229,8 @@ def _words(error: BaseException, *, user: str, vhost: str, within_s: float) -> s
             return f"TLS failed ({cause.reason}); does the broker speak TLS there, and ask for a certificate of ours?"
         cause = cause.__cause__
     match error:
-        case aiormq.exceptions.ProbableAuthenticationError():
-            return f"user {user!r} was refused; check username and password"
         case aiormq.exceptions.AuthenticationError():
             return "the broker takes no user name and password (mechanism PLAIN); turn it on there"
-        case aiormq.exceptions.ConnectionClosed():
-            return f"vhost {vhost!r} was refused to user {user!r} ({error.args[-1]}); check both, and its permissions"
         case aiormq.AMQPError():
             return "what answered does not speak AMQP 0-9-1, or hung up; is it a TLS port (amqps://)?"
         case TimeoutError():

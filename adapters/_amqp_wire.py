@@ -36,6 +36,7 @@ class Wire(asyncio.StreamReaderProtocol):
         self.unblocked = asyncio.Event()
         self.unblocked.set()
         self.blocked_by = ""
+        self.refused: tuple[int, str] | None = None
         self.transport: asyncio.Transport
         self.writer: asyncio.StreamWriter
         self._rest = b""
@@ -110,7 +111,7 @@ class Wire(asyncio.StreamReaderProtocol):
     def _look(self, buffer: bytes, at: int) -> None:
         match frames.method_id.unpack_from(buffer, at)[0]:
             case frames.CONNECTION_CLOSE:
-                code, text = frames.read_close(buffer, at + 4)
+                code, text = self.refused = frames.read_close(buffer, at + 4)
                 self.lose(f"the broker closed the connection ({code} {text})")
             case frames.CONNECTION_BLOCKED:
                 self.blocked_by = frames.read_short(buffer, at + 4)[0]

@@ -133,7 +133,7 @@ class RabbitMq:
         self.ctl("start_app")
 
     def set_memory_watermark(self, absolute: str) -> None:
-        """`1B` blocks publishers, `2GiB` lets them go on."""
+        """`1kB` blocks publishers, `2GiB` lets them go on."""
         self.ctl("set_vm_memory_high_watermark", "absolute", absolute)
 
     def add_vhost(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from adapters import amqp
+from adapters._amqp_declare import ExchangeDeclaration, QueueDeclaration
 from gateway import Accepted, Deferred, Limits, Message, MessageError, Outcome, PeerError, Refused, Template
 from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, until
 from tests.brokers.proxy import proxied
@@ -137,7 +139,7 @@ async def test_headers_are_templates_that_keep_their_type(rabbitmq: RabbitMq) ->
             "total": Template("{{ body.total }}"),
             "plant": Template("7"),
         },
-        expiration="1h",  # type: ignore[arg-type]
+        expiration="1h",
         type=Template("order.placed"),
         persistent=False,
     )
@@ -206,7 +208,7 @@ async def test_a_declared_exchange_and_queue_are_made_and_bound(rabbitmq: Rabbit
     source = amqp.Source(
         connection=connection,
         queue=queue,
-        declare=amqp.QueueDeclaration(
+        declare=QueueDeclaration(
             exchange=exchange, type="topic", routing_keys=("order.*",), arguments={"x-max-length": 10}
         ),
     )
@@ -214,7 +216,7 @@ async def test_a_declared_exchange_and_queue_are_made_and_bound(rabbitmq: Rabbit
         connection=connection,
         exchange=exchange,
         routing_key=Template("order.{{ body.customer }}"),
-        declare=amqp.ExchangeDeclaration(),
+        declare=ExchangeDeclaration(),
     )
     inbox = Inbox(host)
     async with running(source, inbox, host), sink.open(host) as send:
@@ -230,7 +232,7 @@ async def test_a_queue_of_our_own_is_named_by_the_broker(rabbitmq: RabbitMq) -> 
     source = amqp.Source(
         connection=connection,
         queue="",
-        declare=amqp.QueueDeclaration(exclusive=True, durable=False, exchange="amq.fanout"),
+        declare=QueueDeclaration(exclusive=True, durable=False, exchange="amq.fanout"),
     )
     inbox = Inbox(host)
     async with running(source, inbox, host), amqp.Sink(connection=connection, exchange="amq.fanout").open(host) as send:
@@ -427,7 +429,7 @@ async def test_no_reply_in_time_is_a_peer_that_may_have_acted(rabbitmq: RabbitMq
     sink = amqp.Sink(
         connection=broker(rabbitmq),
         routing_key=Template(queue),
-        reply=amqp.Reply(timeout="200ms"),  # type: ignore[arg-type]
+        reply=amqp.Reply(timeout="200ms"),
     )
     async with sink.open(host) as send:
         with pytest.raises(PeerError, match=f"no reply came within 0.2 s from who takes '{queue}'") as caught:
@@ -467,22 +469,22 @@ async def test_an_exchange_that_is_not_there_is_named(rabbitmq: RabbitMq) -> Non
 async def test_an_exchange_that_goes_ends_the_channel_and_all_that_waited(rabbitmq: RabbitMq) -> None:
     host, exchange, queue = FakeHost(), unique("exchange"), unique("queue")
     connection = broker(rabbitmq)
-    sink = amqp.Sink(connection=connection, exchange=exchange, declare=amqp.ExchangeDeclaration(type="fanout"))
+    sink = amqp.Sink(connection=connection, exchange=exchange, declare=ExchangeDeclaration(type="fanout"))
     other = amqp.Sink(connection=connection, routing_key=Template(await make_queue(rabbitmq, queue)))
-    results: list[Any] = []
+    sends: list[asyncio.Task[Any]] = []
 
     async def work() -> None:
         async with sink.open(host) as send:
             async with peer(rabbitmq) as channel:
                 await channel.exchange_delete(exchange)
-            results.extend(await asyncio.gather(*(send(arriving(host)) for _ in range(5)), return_exceptions=True))
+            sends.extend(asyncio.create_task(_awaited(send(arriving(host)))) for _ in range(5))
             await asyncio.get_running_loop().create_future()
 
     async with other.open(host) as send_other:
         with pytest.raises(PeerError, match=r"the broker closed the channel .404 NOT_FOUND - no exchange"):
             await asyncio.wait_for(work(), 5)
-        assert [type(result) for result in results] == [PeerError] * 5
-        assert all(result.reconnect for result in results)
+        results = await asyncio.gather(*sends, return_exceptions=True)
+        assert [isinstance(result, PeerError) and result.reconnect for result in results] == [True] * 5
         await send_other(arriving(host))  # the link and its other channels stay
 
 
@@ -505,7 +507,7 @@ async def test_a_queue_that_is_deleted_ends_its_source(rabbitmq: RabbitMq) -> No
 async def test_a_queue_declared_otherwise_is_a_clear_sentence(rabbitmq: RabbitMq) -> None:
     queue = await make_queue(rabbitmq)
     error = await failing(FakeHost())(
-        amqp.Source(connection=broker(rabbitmq), queue=queue, declare=amqp.QueueDeclaration(durable=False))
+        amqp.Source(connection=broker(rabbitmq), queue=queue, declare=QueueDeclaration(durable=False))
     )
     assert "406 PRECONDITION_FAILED - inequivalent arg 'durable' for queue" in str(error)
 
@@ -566,7 +568,7 @@ async def test_tls_and_a_vhost_with_a_slash_work(rabbitmq: RabbitMq) -> None:
         tls={"ca": rabbitmq.authority.ca, "certificate": pair.certificate, "private_key": pair.private_key},
     )
     inbox = Inbox(host)
-    source = amqp.Source(connection=connection, queue="q", declare=amqp.QueueDeclaration())
+    source = amqp.Source(connection=connection, queue="q", declare=QueueDeclaration())
     async with (
         running(source, inbox, host),
         amqp.Sink(connection=connection, routing_key=Template("q")).open(host) as send,
@@ -616,24 +618,22 @@ async def test_a_link_cut_before_the_confirm_is_a_failed_attempt(rabbitmq: Rabbi
     queue, host = await make_queue(rabbitmq), FakeHost()
     async with proxied(rabbitmq.port) as proxy:
         connection = broker(rabbitmq, url=f"amqp://127.0.0.1:{proxy.port}")
-        results: list[Any] = []
+        sends: list[asyncio.Task[Any]] = []
 
         async def work() -> None:
             async with amqp.Sink(connection=connection, routing_key=Template(queue)).open(host) as send:
                 await send(arriving(host, b"before"))
                 proxy.hold_answers()
                 before = proxy.bytes_up
-                sends = [asyncio.create_task(_awaited(send(arriving(host, b"cut")))) for _ in range(3)]
+                sends.extend(asyncio.create_task(_awaited(send(arriving(host, b"cut")))) for _ in range(3))
                 await until(lambda: proxy.bytes_up > before)
                 proxy.cut()
-                await asyncio.wait(sends)
-                results.extend(await asyncio.gather(*sends, return_exceptions=True))
                 await asyncio.get_running_loop().create_future()
 
         with pytest.raises(PeerError, match=r"the connection was"):
             await asyncio.wait_for(work(), 5)
-    assert [type(result) for result in results] == [PeerError] * 3
-    assert all(result.reconnect for result in results)
+        results = await asyncio.gather(*sends, return_exceptions=True)
+    assert [isinstance(result, PeerError) and result.reconnect for result in results] == [True] * 3
     bodies = [got.body for got in await take_all(rabbitmq, queue)]
     assert bodies.count(b"before") == 1  # the broker may have taken the others: the stable id tells
 
@@ -642,7 +642,7 @@ async def test_a_confirm_that_does_not_come_is_waited_for_as_long_as_told(rabbit
     queue, host = await make_queue(rabbitmq), FakeHost()
     async with proxied(rabbitmq.port) as proxy:
         connection = broker(rabbitmq, url=f"amqp://127.0.0.1:{proxy.port}")
-        sink = amqp.Sink(connection=connection, routing_key=Template(queue), timeout="300ms")  # type: ignore[arg-type]
+        sink = amqp.Sink(connection=connection, routing_key=Template(queue), timeout="300ms")
         async with sink.open(host) as send:
             proxy.hold_answers()
             with pytest.raises(PeerError, match=r"no confirm came within 0.3 s") as caught:
@@ -673,9 +673,7 @@ async def test_a_broker_that_accepts_and_never_answers_is_given_up() -> None:
     port = server.sockets[0].getsockname()[1]
     async with server:
         with pytest.raises(PeerError, match=r"no answer within 0.2 s; is a broker there"):
-            async with amqp.Connection(url=f"amqp://127.0.0.1:{port}").open(
-                FakeHost(limits=Limits(handshake="200ms"))  # type: ignore[arg-type]
-            ):
+            async with amqp.Connection(url=f"amqp://127.0.0.1:{port}").open(FakeHost(limits=Limits(handshake="200ms"))):
                 pass
 
 
@@ -683,11 +681,11 @@ async def test_a_blocked_broker_is_waited_for_and_then_named(rabbitmq: RabbitMq)
     queue, host = await make_queue(rabbitmq), FakeHost()
     connection = broker(rabbitmq)
     inbox = Inbox(host)
-    sink = amqp.Sink(connection=connection, routing_key=Template(queue), timeout="500ms")  # type: ignore[arg-type]
+    sink = amqp.Sink(connection=connection, routing_key=Template(queue), timeout="500ms")
     async with sink.open(host) as send, running(amqp.Source(connection=connection, queue=queue), inbox, host):
         await send(arriving(host, b"before"))
         await inbox.wait(1)
-        await asyncio.to_thread(rabbitmq.set_memory_watermark, "1B")
+        await asyncio.to_thread(rabbitmq.set_memory_watermark, "1kB")
         try:
             with pytest.raises(PeerError, match=r"no confirm came within 0.5 s: the broker blocks publishers") as first:
                 await send(arriving(host, b"blocked"))
@@ -700,3 +698,106 @@ async def test_a_blocked_broker_is_waited_for_and_then_named(rabbitmq: RabbitMq)
         await send(arriving(host, b"after"))
         got = await inbox.wait(3)
     assert [message.body for message in got] == [b"before", b"blocked", b"after"]
+
+
+# --- the broker goes and comes
+
+
+async def persistently(source: amqp.Source, deliver: Inbox, host: FakeHost) -> None:
+    """Runs a source again whenever it is lost, as the engine does."""
+    while True:
+        with contextlib.suppress(PeerError):
+            await source.run(host, deliver, lambda: None)
+        await asyncio.sleep(0.1)
+
+
+async def test_a_source_starts_before_its_broker(rabbitmq: RabbitMq) -> None:
+    queue, host = await make_queue(rabbitmq), FakeHost()
+    inbox = Inbox(host)
+    source = amqp.Source(connection=broker(rabbitmq), queue=queue)
+    await put(rabbitmq, queue, b"waiting")
+    await asyncio.to_thread(rabbitmq.stop_app)
+    try:
+        error = await failing(host)(source)
+        assert "nothing listens there (connection refused)" in str(error)
+        task = asyncio.create_task(persistently(source, inbox, host))
+    finally:
+        await asyncio.to_thread(rabbitmq.start_app)
+    (got,) = await inbox.wait(1)
+    assert got.body == b"waiting"
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+
+
+async def test_a_broker_that_closes_its_connections_says_so(rabbitmq: RabbitMq) -> None:
+    queue, host = await make_queue(rabbitmq), FakeHost()
+    async with running(amqp.Source(connection=broker(rabbitmq), queue=queue), Inbox(host), host) as task:
+        await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "maintenance")
+        with pytest.raises(
+            PeerError, match=r"the broker closed the connection \(320 CONNECTION_FORCED - maintenance\)"
+        ):
+            await asyncio.wait_for(task, 5)
+
+
+@pytest.mark.slow
+async def test_what_was_reported_delivered_survives_kill_9(rabbitmq: RabbitMq) -> None:
+    queue, host = await make_queue(rabbitmq), FakeHost(target="erp")
+    sink = amqp.Sink(connection=broker(rabbitmq), routing_key=Template(queue))
+    delivered: set[str] = set()
+    failed: list[PeerError] = []
+
+    async def sender(send: Callable[[Message], Awaitable[Message | None]]) -> None:
+        while not failed:
+            message = arriving(host, b"x" * 500)
+            try:
+                await send(message)
+                delivered.add(f"{message.id}.erp")
+            except PeerError as error:
+                failed.append(error)
+
+    async def work() -> None:
+        async with sink.open(host) as send:
+            senders.extend(asyncio.create_task(sender(send)) for _ in range(64))
+            await until(lambda: len(delivered) > 5_000)
+            rabbitmq.kill()
+            await asyncio.get_running_loop().create_future()
+
+    senders: list[asyncio.Task[None]] = []
+    with pytest.raises(PeerError):
+        await asyncio.wait_for(work(), 30)
+    await asyncio.gather(*senders)
+    assert all(error.reconnect for error in failed)
+    await asyncio.to_thread(rabbitmq.start)
+    kept = [got.message_id for got in await take_all(rabbitmq, queue)]
+    missing = delivered - set(kept)
+    assert len(delivered) > 5_000
+    assert not missing
+    assert len(kept) == len(set(kept))
+
+
+@pytest.mark.slow
+async def test_what_was_not_acknowledged_comes_again_after_kill_9(rabbitmq: RabbitMq) -> None:
+    queue, host = await make_queue(rabbitmq), FakeHost()
+    await put(rabbitmq, queue, *(str(at).encode() for at in range(60)))
+    go = asyncio.Event()
+
+    async def every_other(message: Message) -> Outcome:
+        if int(message.body) % 2:
+            await go.wait()
+        return Accepted(message.id)
+
+    first = Inbox(host, every_other)
+    source = amqp.Source(connection=broker(rabbitmq), queue=queue)
+    task = asyncio.create_task(source.run(host, first, lambda: None))
+    await first.wait(60)
+    rabbitmq.kill()
+    go.set()  # outcomes that can't be reported any more are let go
+    with pytest.raises(PeerError):
+        await asyncio.wait_for(task, 5)
+    await asyncio.to_thread(rabbitmq.start)
+    again = Inbox(host)
+    async with running(source, again, host):
+        await until(lambda: {int(message.body) for message in again.messages} >= set(range(1, 60, 2)))
+    assert all(message.transport["redelivered"] for message in again.messages if int(message.body) % 2)
+    assert await count(rabbitmq, queue) == 0
