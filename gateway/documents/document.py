@@ -120,10 +120,9 @@ class Document:
         secrets = sorted(set(self._secrets(loc)), key=lambda pair: -len(pair[1]))
         if not secrets:
             return text
-        node = self._at(loc)
         before, got, _ = text.partition(", got ")
-        if got and node is not None and isinstance(node.value, str):
-            text = f"{before}, got {shown_value(node.written)}"
+        if got:  # what was got may be cut or escaped, so that no search finds the secret in it
+            text = f"{before}, got {self.shown(loc)}"
         for reference, secret in secrets:
             for form in {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quoted(secret)[1:-1]} - {""}:
                 # a secret as short as "5" is masked only as a word of its own: else "5s" in a sentence would suffer

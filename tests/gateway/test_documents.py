@@ -314,6 +314,12 @@ def test_a_complaint_of_a_whole_mapping_shows_no_secret_of_its_inside() -> None:
     assert complaint.text == "a password such as ${env:S} needs https"
 
 
+def test_a_value_that_is_shown_cut_shows_no_part_of_a_secret() -> None:
+    document = document_of("url: http://x\npassword: '${env:S}'\n", S="hunter2-hunter2")
+    complaint = document.complaint((), f"expected a name, got {document.data!r:.40}")
+    assert complaint.text == "expected a name, got a mapping"
+
+
 def test_all_mistakes_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("routes: {x: {a: 1, a: 2}}\n1: x\n")
     (tmp_path / "b.yaml").write_text("routes: {y: [\n")
@@ -461,7 +467,9 @@ def test_a_list_is_not_called_short_because_its_entries_are_wrong() -> None:
 def test_the_sentences_of_custom_errors_are_passed_as_they_are() -> None:
     document = document_of("a:\n  whne: ${env:S}\n", S="hunter2")
     lines = [
-        InitErrorDetails(type=PydanticCustomError("settings", 'unknown key "whne"; for hunter2'), loc=("a", "whne"), input=None),
+        InitErrorDetails(
+            type=PydanticCustomError("settings", 'unknown key "whne"; for hunter2'), loc=("a", "whne"), input=None
+        ),
         InitErrorDetails(type=PydanticCustomError("settings", "no such thing"), loc=("a",), input=None),
     ]
     told = complaints_of(ValidationError.from_exception_data("x", lines), document)
