@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
-import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -39,7 +37,8 @@ from adapters._mqtt_packets import (
     read_answer,
     read_publish,
 )
-from gateway import MessageError, PeerError
+from adapters._sockets import dial, lost, prepare
+from gateway import Address, ClientTls, MessageError, PeerError
 
 log = logging.getLogger("gateway.mqtt")
 
@@ -52,10 +51,8 @@ _FROM_BROKERS = {CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, DIS
 class Login(Struct, frozen=True):
     """How to connect: what CONNECT says, and where to."""
 
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
-    server_name: str | None
+    address: Address
+    tls: ClientTls | None
     version: Version
     client_id: str
     username: str | None
@@ -70,7 +67,7 @@ class Login(Struct, frozen=True):
     @property
     def peer(self) -> str:
         """How error texts name the broker."""
-        return f"mqtt {self.host}:{self.port}"
+        return f"mqtt {self.address}"
 
 
 class Link(asyncio.Protocol):
@@ -108,9 +105,7 @@ class Link(asyncio.Protocol):
         """Sends CONNECT."""
         self._transport = cast("asyncio.Transport", transport)
         self._made = True
-        raw = transport.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        prepare(transport)
         login = self._login
         self.write(
             self._writer.connect(
@@ -141,8 +136,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The broker is gone."""
-        why = f": {error}" if error else ""
-        self.lose(PeerError(f"{self._peer}: the broker closed the connection{why}", reconnect=True))
+        self.lose(lost(self._peer, error))
         if not self._gone.done():
             self._gone.set_result(None)
 
@@ -181,21 +175,13 @@ class Link(asyncio.Protocol):
 
     async def _connected(self) -> Answer:
         login = self._login
+        await dial(lambda: self, login.address, login.tls, timeout_s=login.handshake_s, who=self._peer)
         try:
             async with asyncio.timeout(login.handshake_s):
-                await self._loop.create_connection(
-                    lambda: self,
-                    login.host,
-                    login.port,
-                    ssl=login.tls,
-                    server_hostname=(login.server_name or login.host) if login.tls else None,
-                )
                 return await self._connack
         except TimeoutError:
             text = f"{self._peer}: the broker did not answer the login within {login.handshake_s:g} s"
             raise PeerError(text, reconnect=True) from None
-        except OSError as error:
-            raise unreachable(self._peer, error) from error
 
     def _logged_in(self, answer: Answer) -> None:
         if answer.code:
@@ -385,21 +371,6 @@ class Link(asyncio.Protocol):
         if why not in self._warned:
             self._warned.add(why)
             log.warning("messages dropped", extra={"peer": self._peer, "reason": why, "topic": topic})
-
-
-def unreachable(peer: str, error: OSError) -> PeerError:
-    """The error for a connection that could not be made."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        text = f"its certificate was refused: {error.verify_message}; check tls: and the broker's certificate"
-    elif isinstance(error, ssl.SSLError):
-        text = f"TLS failed ({error.reason}); is it a TLS port, and does it want a client certificate?"
-    elif isinstance(error, socket.gaierror):
-        text = "no such host; check url:"
-    elif isinstance(error, ConnectionRefusedError):
-        text = "nothing listens there; is the broker running, and is the port of url: right?"
-    else:
-        text = f"no connection: {error.strerror or error}"
-    return PeerError(f"{peer}: {text}", reconnect=True)
 
 
 def whole_seconds(seconds: float) -> int:

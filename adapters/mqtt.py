@@ -25,6 +25,7 @@ from adapters._mqtt_packets import MAX_PACKET_BYTES, Outgoing, Version, Will
 from gateway import (
     JSON,
     Accepted,
+    Address,
     ClientTls,
     Deferred,
     Deliver,
@@ -41,14 +42,12 @@ from gateway import (
     TopicTemplate,
     Url,
     Workers,
-    client_context,
     duration,
 )
 
 Qos = Literal[0, 1, 2]
 
 _NEVER = 0xFFFF_FFFF
-_NO_TOPIC = "{!r} is no topic to publish to: expected some text without + # and NUL"
 _UNSAFE = re.compile(r"[\r\n\0]")
 
 
@@ -129,10 +128,8 @@ class Connection(Settings):
         if keeps_session:
             properties["session_expiry_interval"] = whole_seconds(self.session_expiry)
         login = Login(
-            host=parts.hostname or "",
-            port=parts.port or (8883 if secure else 1883),
-            tls=client_context(self.tls) if secure else None,
-            server_name=self.tls.server_name if self.tls else None,
+            address=Address(parts.hostname or "", parts.port or (8883 if secure else 1883)),
+            tls=(self.tls or ClientTls()) if secure else None,
             version=self.version,
             client_id=self.client_id + suffix if self.client_id else "",
             username=self.username,
@@ -275,8 +272,6 @@ class Sink(Settings):
     def _fits_together(self) -> Sink:
         if self.connection.version != 5 and (self.headers or self.expires is not None):
             raise ValueError("headers: and expires: need MQTT 5; leave them out, or say version: 5 at the connection")
-        if self.topic.constant and not _is_topic(str(self.topic.text)):
-            raise ValueError(f"topic: {_NO_TOPIC.format(self.topic.text)}")
         return self
 
     @asynccontextmanager
@@ -298,17 +293,11 @@ class Sink(Settings):
         qos, retain, timeout_s = self.qos, self.retain, self.timeout
 
         async def send(message: Message) -> None:
-            topic = constant or self._topic(message)
+            topic = constant or self.topic.text_of(message).encode()
             properties = self._properties(message, target) if with_properties else {}
             await link.publish(Outgoing(topic, message.body, qos, retain, properties), timeout_s)
 
         return send
-
-    def _topic(self, message: Message) -> bytes:
-        text = self.topic.text_of(message)
-        if not _is_topic(text):
-            raise MessageError(f"mqtt: topic: {_NO_TOPIC.format(text)}")
-        return text.encode()
 
     def _properties(self, message: Message, target: str) -> dict[str, Any]:
         user = [("id", f"{message.id}.{target}")]
@@ -325,7 +314,3 @@ class Sink(Settings):
         if expires_s is not None:
             properties["message_expiry_interval"] = min(whole_seconds(expires_s), _NEVER)
         return properties
-
-
-def _is_topic(text: str) -> bool:
-    return bool(text) and not any(sign in text for sign in "+#\0")

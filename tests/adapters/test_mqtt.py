@@ -264,7 +264,7 @@ def connection(**settings: Any) -> Connection:
         (lambda: Source(connection=connection(), topic="a/#/b"), "is no topic filter"),
         (lambda: Source(connection=connection(), topic="a+"), "is no topic filter"),
         (lambda: Source(connection=connection(), topic="$share/g/a"), "write shared_group:"),
-        (lambda: Sink(connection=connection(), topic=TopicTemplate("a/#")), "is no topic to publish to"),
+        (lambda: Sink.model_validate({"connection": connection(), "topic": "a/#"}), "holds no"),
         (
             lambda: Sink(
                 connection=connection(version="3.1.1"), topic=TopicTemplate("a"), headers={"a": Template("b")}

@@ -295,7 +295,7 @@ async def test_after_a_restart_of_the_broker_a_source_receives_again(
 async def test_a_broker_that_starts_after_us_is_found(tmp_path: Path, host: FakeHost) -> None:
     broker = Mosquitto(tmp_path)
     connection = Connection(url=broker.url, client_id="gateway")
-    with pytest.raises(PeerError, match="nothing listens there"):
+    with pytest.raises(PeerError, match=f"127.0.0.1:{broker.port}: .*(refused|connect call failed|listens)"):
         async with opened(sink(connection), host):
             pass
     await broker.start()
@@ -344,17 +344,17 @@ async def test_tls_checks_the_certificate_and_shows_our_own(tmp_path: Path, host
             await send(arriving(host, b"secret"))
             await inbox.wait(1)
         unknown = Connection(url=broker.url, client_id="g", tls=tls.model_copy(update={"ca": stranger.ca}))
-        with pytest.raises(PeerError, match="its certificate was refused"):
+        with pytest.raises(PeerError, match="by an unknown authority"):
             async with opened(sink(unknown), host):
                 pass
         misnamed = Connection(
             url=broker.url, client_id="g", tls=tls.model_copy(update={"server_name": "broker.example"})
         )
-        with pytest.raises(PeerError, match="its certificate was refused"):
+        with pytest.raises(PeerError, match="for another host"):
             async with opened(sink(misnamed), host):
                 pass
         naked = Connection(url=broker.url, client_id="g", tls=ClientTls(ca=authority.ca))
-        with pytest.raises(PeerError, match=r"TLS|closed the connection"):
+        with pytest.raises(PeerError, match=r"client certificate|closed the connection|reset"):
             async with opened(sink(naked), host):
                 pass
 
