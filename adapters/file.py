@@ -1,0 +1,178 @@
+"""`file`: watches a folder for files, and writes messages to files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mimetypes
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, assert_never
+
+from pydantic import Field
+
+from adapters._folders import append_line, move_into, write_whole
+from gateway import (
+    JSON,
+    Accepted,
+    Deferred,
+    Deliver,
+    Duration,
+    Folder,
+    Host,
+    Message,
+    MessageError,
+    PathTemplate,
+    PeerError,
+    Refused,
+    Send,
+    Settings,
+    duration,
+)
+
+log = logging.getLogger("gateway.file")
+
+
+class Source(Settings):
+    """Watches a folder: each file becomes a message, and moves to `done` (or `failed`) once the outcome is known.
+
+    A file is read when it did not change for `settle`; names that begin with a dot or end in `.part` or `.tmp` are
+    left alone, so that who writes may rename when it is complete. Files go in the order of their names.
+    """
+
+    folder: Folder = Field(description="the folder to watch; made if it is missing")
+    pattern: str = Field("*", description="which names to take, such as *.xml")
+    every: Duration = Field(duration("1s"), gt=0, description="time between two looks at the folder")
+    settle: Duration = Field(duration("2s"), description="how long a file must be unchanged before it is read")
+    done: Folder | None = Field(None, description="where files go that were accepted; default: `done` in the folder")
+    failed: Folder | None = Field(None, description="where files go that were refused; default: `failed` in the folder")
+    content_type: str | None = Field(None, description="what the files are; default: by the name's ending, else JSON")
+
+    @property
+    def answers(self) -> bool:
+        """Nobody waits: what is refused becomes a dead letter, and the file moves to `failed`."""
+        return False
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """No other route may watch the same folder."""
+        return (f"folder {self.folder}",)
+
+    async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
+        """Watches until cancelled.
+
+        Raises:
+            PeerError: the folder can't be read or written.
+        """
+        seen: dict[Path, tuple[int, int, float]] = {}
+        try:
+            await asyncio.to_thread(self._make_folders)
+            ready()
+            while True:
+                for path in await asyncio.to_thread(self._settled, seen, host.clock.monotonic()):
+                    await self._take(path, host, deliver)
+                    seen.pop(path, None)
+                await host.clock.sleep(self.every)
+        except OSError as error:
+            raise PeerError(
+                f"file {self.folder.name}: {error.strerror}; may this process read and write there?"
+            ) from error
+
+    def _make_folders(self) -> None:
+        for folder in (self.folder, self._done, self._failed):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _done(self) -> Path:
+        return self.done or self.folder / "done"
+
+    @property
+    def _failed(self) -> Path:
+        return self.failed or self.folder / "failed"
+
+    def _settled(self, seen: dict[Path, tuple[int, int, float]], now_s: float) -> list[Path]:
+        """Files that have not changed for long enough. seen: size, time of change and since when, by path."""
+        settled = []
+        there = set()
+        for path in sorted(self.folder.glob(self.pattern)):
+            if path.name.startswith(".") or path.suffix in {".part", ".tmp"} or not path.is_file():
+                continue
+            there.add(path)
+            status = path.stat()
+            size, changed_ns, since_s = seen.get(path, (-1, -1, now_s))
+            if (size, changed_ns) != (status.st_size, status.st_mtime_ns):
+                seen[path] = (status.st_size, status.st_mtime_ns, now_s)
+                since_s = now_s
+            if now_s - since_s >= self.settle:
+                settled.append(path)
+        for gone in set(seen) - there:
+            del seen[gone]
+        return settled
+
+    async def _take(self, path: Path, host: Host, deliver: Deliver) -> None:
+        body = await asyncio.to_thread(_read, path, host.limits.message + 1)
+        guessed = self.content_type or mimetypes.guess_type(path.name)[0] or JSON
+        transport = {"file": path.name, "folder": self.folder.name}
+        message = Message(raw=body, content_type=guessed, subject=path.name, transport=transport)
+        while True:
+            outcome = await deliver(message)
+            match outcome:
+                case Accepted():
+                    return await self._move(path, self._done, host)
+                case Refused():
+                    return await self._move(path, self._failed, host)
+                case Deferred():
+                    await host.clock.sleep(outcome.wait_s)
+                case other:
+                    assert_never(other)
+
+    async def _move(self, path: Path, folder: Path, host: Host) -> None:
+        """Moves a file that is settled. While that fails we wait here: read again, it would be sent again."""
+        while path.exists():
+            try:
+                await asyncio.to_thread(move_into, path, folder)
+            except OSError as error:
+                log.warning(
+                    "file not moved",
+                    extra={"route": host.route, "file": path.name, "reason": error.strerror or str(error)},
+                )
+                await host.clock.sleep(self.every)
+
+
+def _read(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(most)
+
+
+class Sink(Settings):
+    """Writes messages to files: one line each at the end of one file, or a file each.
+
+    Delivered: when the file is synced to the disk, and its folder too when the file is new.
+    """
+
+    path: PathTemplate = Field(description="the file, relative to the file that names it; values hold no separator")
+    mode: Literal["append", "create", "replace"] = Field(
+        "append",
+        description="append a line; create a file for each message and refuse a name that exists; or replace it",
+    )
+
+    @asynccontextmanager
+    async def open(self, host: Host) -> AsyncIterator[Send]:
+        """A send that writes, one message at a time, outside of the event loop."""
+        turn = asyncio.Lock()
+
+        async def send(message: Message) -> None:
+            path, body = Path(self.path(message)), message.body
+            if self.mode == "append" and b"\n" in body.rstrip(b"\n"):
+                raise MessageError(
+                    f"file {path.name}: the body has line ends, and append writes one line a message; "
+                    "format it on one line, or use mode: create"
+                )
+            async with turn:
+                if self.mode == "append":
+                    await asyncio.to_thread(append_line, path, body.rstrip(b"\n") + b"\n")
+                else:
+                    await asyncio.to_thread(write_whole, path, body, replace=self.mode == "replace")
+
+        yield send
