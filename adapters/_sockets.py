@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -119,8 +120,8 @@ def reason(error: Exception) -> str:
         return f"TLS failed: {(error.reason or 'unknown reason').replace('_', ' ').lower()}"
     if isinstance(error, socket.gaierror):
         return f"the host name is not known ({error.strerror})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower().partition(" while attempting")[0]
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
     return str(error).lower() or type(error).__name__
 
 
