@@ -114,7 +114,7 @@ def read_component(
             settings = _with_connection(found, word, settings, context)
         return found.model_validate(settings, context=context)
     except ValidationError as error:
-        raise _placed(error, word, nameless) from error
+        raise _placed(error, word, nameless, found) from error
 
 
 def _with_connection(found: type[Settings], word: str, settings: dict[str, Any], context: object) -> dict[str, Any]:
@@ -162,8 +162,9 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
     """
     if isinstance(value, found):
         return value
-    if isinstance(value, str):
-        value = {value: {}} if getattr(component(kind, value), "nameless", None) is None else {value: None}
+    bare = isinstance(value, str)
+    if bare:
+        value = {value: None}
     if not isinstance(value, dict):
         raise ValueError(f"expected the name of a {kind.lower()}, or name: settings, got {value!r:.60}")
     if field in value:
@@ -189,11 +190,11 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
             raise ValueError(
                 f"a {kind.lower()} is missing: write its name with its settings, such as {words(kind)[0]}: {{…}}"
             )
-        rest[field] = read_component(kind, {foreign[0]: value[foreign[0]]}, context)
+        rest[field] = read_component(kind, foreign[0] if bare else {foreign[0]: value[foreign[0]]}, context)
     except ValidationError as error:
         lines += _lines(error)
     except ValueError as error:
-        at = tuple(foreign[:1])
+        at = () if bare else tuple(foreign[:1])
         lines.append(
             InitErrorDetails(type=PydanticCustomError("settings", "{text}", {"text": str(error)}), loc=at, input=None)
         )
@@ -226,13 +227,28 @@ def _split(kind: Kind, value: object) -> tuple[str, object]:
 _KNOWN = frozenset(get_args(ErrorType))
 
 
-def _placed(error: ValidationError, word: str, nameless: str | None) -> ValidationError:
+def _placed(error: ValidationError, word: str, nameless: str | None, found: type[Settings]) -> ValidationError:
     """The same complaints, at places as the file has them: below the word, without the setting that has no name."""
     lines = _lines(error)
     for line in lines:
         place = line.get("loc", ())
+        if line["type"] == "extra_forbidden" and len(place) == 1:
+            line["type"] = _unknown_key(str(place[0]), word, _keys(found))
         line["loc"] = (word, *(place[1:] if nameless is not None and place[:1] == (nameless,) else place))
     return ValidationError.from_exception_data(error.title, lines)
+
+
+def _keys(found: type[Settings]) -> list[str]:
+    keys = [field.alias or name for name, field in found.model_fields.items()]
+    connection = found.model_fields.get("connection")
+    inner = connection.annotation if connection is not None else None
+    return sorted({*keys, *(inner.model_fields if isinstance(inner, type) and issubclass(inner, Settings) else ())})
+
+
+def _unknown_key(key: str, word: str, known: list[str]) -> PydanticCustomError:
+    near = get_close_matches(key.lower().replace("-", "_"), known, 1)
+    hint = f"; did you mean {near[0]}?" if near else f"; {word} has {', '.join(known) or 'no settings'}"
+    return PydanticCustomError("settings", "{text}", {"text": f'unknown key "{key}"{hint}'})
 
 
 def _lines(error: ValidationError) -> list[InitErrorDetails]:
