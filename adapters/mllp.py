@@ -31,7 +31,7 @@ from gateway import (
     new_id,
 )
 from transforms._hl7 import codec
-from transforms._hl7_ack import Header, ack_id, acknowledge, read_header
+from transforms._hl7_ack import Header, ack_id, acknowledge, read_answer, read_header
 
 HL7 = "application/hl7-v2"
 _ALL_OF_IT = 2**31
@@ -186,8 +186,10 @@ class _Talk:
         commit = header.field(15).strip().upper() in ((b"AL", b"SU") if good else (b"AL", b"ER"))
         said = frame(acknowledge(header, f"C{code[1]}", ack_id(own_id), text)) if commit else b""
         # A message that was not committed has no application acknowledgement: 2.9.3.1.
-        if header.field(16).strip().upper() in ((b"AL", b"SU") if good else (b"AL", b"ER")) and (good or not commit):
-            said += frame(reply if reply is not None else acknowledge(header, code, ack_id(new_id()), text))
+        if good or not commit:
+            taken = good and (reply is None or (answer := read_answer(reply)) is None or answer.code[1:] == "A")
+            if header.field(16).strip().upper() in ((b"AL", b"SU") if taken else (b"AL", b"ER")):
+                said += frame(reply if reply is not None else acknowledge(header, code, ack_id(new_id()), text))
         return said
 
 

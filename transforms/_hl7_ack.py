@@ -176,7 +176,7 @@ def _type(header: Header) -> bytes:
 
 
 def _escaped(header: Header, text: str) -> bytes:
-    line = " ".join(text.split())
+    line = " ".join(text[: 4 * _MOST_TEXT].split())[:_MOST_TEXT]
     try:
         how = er7(delimiters_of((b"MSH" + header.separator + header.field(2) + header.separator).decode("latin-1")))
     except MessageError:  # such as one sign with two roles: then there is no escape, and signs are left out
