@@ -81,14 +81,3 @@ async def test_a_target_that_answers_with_an_error_is_heard_by_who_asked_for_err
         peer.send(framed(adt(modes=f"|||AL|{application}")) + framed(b"end"))
         answers = [*((code, "MSG1") for code in codes), ("AR", "")]
         assert await peer.codes(len(answers)) == answers
-
-
-@pytest.mark.parametrize(("application", "codes"), [("AL", ["CA", "AE"]), ("ER", ["CA", "AE"]), ("SU", ["CA"])])
-async def test_a_target_that_answers_with_an_error_is_heard_by_who_asked_for_errors(
-    application: str, codes: list[str]
-) -> None:
-    reply = Message(raw=b"MSH|^~\\&|X\rMSA|AE|MSG1|theirs\r")
-    async with talking(lambda message: Accepted(message.id, reply)) as (peer, _, _):
-        peer.send(framed(adt(modes=f"|||AL|{application}")) + framed(b"end"))
-        answers = [*((code, "MSG1") for code in codes), ("AR", "")]
-        assert await peer.codes(len(answers)) == answers
