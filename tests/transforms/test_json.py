@@ -201,7 +201,6 @@ def test_every_tree_survives_a_round_trip(tree: Any) -> None:
 def test_any_bytes_are_a_tree_or_a_refusal(body: bytes) -> None:
     try:
         tree = parse(body, limits=Limits(json_depth=5, json_digits=6))
-    except MessageError as error:
-        assert error.code == "malformed"
-    else:
-        assert Format().parse(Format().format(tree), "", LIMITS) == tree
+    except MessageError:
+        return
+    assert parse(Format().format(tree)) == tree
