@@ -6,12 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from adapters._paths import decoded_segments
-from adapters._request import NOTHING, Refusal, header_lines, read_query
+from adapters._paths import Place, decoded_segments
+from adapters._request import NOTHING, Mount, Refusal, header_lines, read_query
 from gateway import Limits
 
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _KNOWN = header_lines([("allow", "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE")])
+_BUSY = header_lines([("retry-after", "1")])
+# A path whose handler went so short a time ago is more often being changed than gone.
+_LEFT_S = 10.0
 
 
 class Target(NamedTuple):
@@ -93,3 +96,20 @@ def _relative(target: str, host: str | None, scheme: str) -> str:
         raise Refusal(400, "malformed", "request target: its host is not that of the header host")
     path = rest[len(authority) :]
     return path if path.startswith("/") else f"/{path}"
+
+
+def nobody(place: Place[Mount] | None, method: bytes, now: float) -> Refusal:
+    """The answer to a good request that no handler takes; `now`: the listener's clock, in seconds."""
+    if place is None:
+        return Refusal(404, "not_found", "nothing answers at this path")
+    if place.empty:
+        if now < (place.left_at or 0.0) + _LEFT_S:
+            return Refusal(503, "busy", "what answers at this path is being changed; try again", _BUSY)
+        return Refusal(404, "not_found", "nothing answers at this path any more")
+    allow = header_lines([("allow", place.allow)])
+    if method == b"OPTIONS":
+        return Refusal(204, "", "", allow)
+    if place.upgrade is not None and not place.by_method and method == b"GET":
+        upgrade = header_lines([("upgrade", "websocket")])
+        return Refusal(426, "upgrade_required", "this path speaks WebSocket only", upgrade)
+    return Refusal(405, "method_not_allowed", f"this path takes {place.allow}", allow)

@@ -73,7 +73,7 @@ class Listening:
         """Seconds, as of the last sweep: good enough for time-outs."""
         self._clock = clock
         self._admission = Admission(limits, clock)
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
         self._empty = asyncio.Event()
@@ -120,7 +120,7 @@ class Listening:
             if place.upgrade is mount:
                 place.upgrade = None
             place.left_at = self.tick()
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 connection.withdraw(mount)
 
     def tick(self) -> float:
@@ -134,16 +134,22 @@ class Listening:
         if sockets:
             name = sockets[0].getsockname()
             self.address = Address(name[0], name[1])
-        self._sweep()
+        self._sweep_on()
+
+    def sweep(self) -> None:
+        """Cuts what is overdue on any connection. Called twice a second."""
+        now = self.tick()
+        for connection in list(self.connections):
+            connection.sweep(now)
 
     async def close(self) -> None:
         """Closes all connections, once what was answered is written, or after a second."""
         self._closed = True
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.shut()
         try:
             async with asyncio.timeout(_CLOSING_S):
-                while self._connections:
+                while self.connections:
                     self._empty.clear()
                     await self._empty.wait()
         except TimeoutError:
@@ -151,29 +157,29 @@ class Listening:
         finally:
             if self._sweeping is not None:
                 self._sweeping.cancel()
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 connection.abort()
 
     # what connections call
 
     def admit(self, connection: Connection, transport: asyncio.BaseTransport) -> bool:
         """Counts a new connection; False: it is one too many, and has to be told so."""
-        self._connections.add(connection)
+        self.connections.add(connection)
         prepare(transport)
         if self._closed:
             connection.abort()
             return False
         connection.admitted = self._admission.admit(connection.address)
-        if not connection.admitted and len(self._connections) > 2 * self.limits.connections:
+        if not connection.admitted and len(self.connections) > 2 * self.limits.connections:
             connection.abort()
         return connection.admitted
 
     def left(self, connection: Connection) -> None:
         """The connection is gone."""
-        self._connections.discard(connection)
+        self.connections.discard(connection)
         if connection.admitted:
             self._admission.leave(connection.address)
-        if not self._connections:
+        if not self.connections:
             self._empty.set()
 
     def remember_host(self, host: str | None) -> None:
@@ -181,8 +187,6 @@ class Listening:
         if host is not None and len(self.hosts) < _HOSTS:
             self.hosts.add(host)
 
-    def _sweep(self) -> None:
-        now = self.tick()
-        for connection in list(self._connections):
-            connection.sweep(now)
-        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+    def _sweep_on(self) -> None:
+        self.sweep()
+        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep_on)
