@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
+from typing import cast
 
 from aiormq.abc import AbstractChannel
 
@@ -45,10 +46,9 @@ class Wire(asyncio.StreamReaderProtocol):
         self._out: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
+        self.transport.set_write_buffer_limits(high=_WRITE_AHEAD_BYTES)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
