@@ -91,6 +91,8 @@ def _repeated(scope: Scope, what: Any, times: int) -> Any:
 def divide(scope: Scope, left: Any, right: Any) -> Any:
     """The quotient, always as a Decimal: 28 digits, whole ones without an exponent."""
     left, right = _numbers("divide", left, right)
+    if not right:
+        raise ZeroDivisionError
     quotient = DIVIDING.divide(Decimal(left), Decimal(right))
     exponent = quotient.as_tuple().exponent
     return quotient.quantize(1, context=EXACT) if isinstance(exponent, int) and exponent > 0 else quotient
@@ -103,6 +105,8 @@ def modulo(scope: Scope, left: Any, right: Any) -> Any:
     left, right = _numbers("divide", left, right)
     if isinstance(left, int):
         return left % right
+    if not right:
+        raise ZeroDivisionError
     rest = EXACT.remainder(left, right)
     return EXACT.add(rest, right) if rest and (rest < 0) != (right < 0) else rest
 
@@ -127,12 +131,14 @@ def power(scope: Scope, left: Any, right: Any) -> Any:
 
 
 def negative(scope: Scope, value: Any) -> Any:
-    number, _ = _numbers("negate", value, 0)
-    return -number if isinstance(number, int) else EXACT.minus(number)
+    plain = positive(scope, value)
+    return -plain if isinstance(plain, int) else EXACT.minus(plain)
 
 
 def positive(scope: Scope, value: Any) -> Any:
-    return _numbers("add", value, 0)[0]
+    if not isinstance(value, int | float | Decimal):
+        raise FaultError(f"can't put a sign before {kind(value)}; convert with | int or | float")
+    return decimal(value) if isinstance(value, float) else value
 
 
 BINARY: dict[str, Callable[[Scope, Any, Any], Any]] = {

@@ -8,7 +8,7 @@ A value that is not there is a Missing only where somebody asked for it (lenient
 # ruff: noqa: FBT001 - the methods of all nodes are called alike
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import nodes
@@ -17,8 +17,8 @@ from gateway.errors import ConfigError
 from gateway.expressions.arithmetic import BINARY, UNARY, compare, effort
 from gateway.expressions.conditions import SCOPELESS
 from gateway.expressions.filters import FILTERS
-from gateway.expressions.methods import METHODS, call_method
-from gateway.expressions.paths import MESSAGE, ROOTS, Key, Run, against, body_against, exact, quick, root
+from gateway.expressions.methods import call_method
+from gateway.expressions.paths import MESSAGE, ROOTS, Key, Run, against, among, body_against, exact, quick, root
 from gateway.expressions.sandbox import FaultError, Missing, fits, get, text
 from gateway.expressions.syntax import source
 from gateway.expressions.vocabulary import (
@@ -28,6 +28,7 @@ from gateway.expressions.vocabulary import (
     instead,
     refuse_arguments,
     refuse_private,
+    refuse_unknown_method,
     test_called,
 )
 from gateway.message import derived_id, rfc3339
@@ -124,7 +125,7 @@ class Compiler:
             key: Run = lambda message, names: attr  # noqa: E731
             label = repr(attr)
         else:
-            key, label = self._key(node.arg), source(node.arg)
+            key, label = self._key(node.arg), f"[{source(node.arg)}]"
 
         def run(message: Any, names: Any) -> Any:
             value = get(whole(message, names), key(message, names), label=label, owner=owner, path=path)
@@ -161,14 +162,13 @@ class Compiler:
             raise ConfigError(f"{source(node)}: only methods of text and numbers, now() and uuid() can be called")
         name, owner, path = node.node.attr, source(node.node.node), source(node.node)
         refuse_private(name)
-        every = {method for methods in METHODS.values() for method in methods}
-        known = name in every
+        refuse_unknown_method(name)
         whole = self(node.node.node)
         self.scoped = True
 
         def run(message: Any, names: Any) -> Any:
             value = whole(message, names)
-            if not known or isinstance(value, dict):
+            if isinstance(value, Mapping):
                 field = get(value, name, label=repr(name), owner=owner, path=path)
                 raise field.error() if isinstance(field, Missing) else FaultError(f"{path} is a field, no method")
             return call_method(names, value, name, owner, [arg(message, names) for arg in args])
@@ -287,6 +287,12 @@ class Compiler:
             if len(keys) == 1 and of_body and isinstance(constant, int | str):
                 return body_against(word, keys[0].key, constant, slow)
             return slow
+        if (
+            isinstance(constant, list)
+            and word in ("in", "notin")
+            and not any(isinstance(one, list | dict) for one in constant)
+        ):
+            return among(word, left, constant)
         right = self(operation.expr)
         if not self.looping:
             return lambda message, names: compare(word, left(message, names), right(message, names))

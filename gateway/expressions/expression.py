@@ -53,7 +53,7 @@ class Written:
         return hash(self._key)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.text!r})"
+        return f"{type(self).__name__}({shown(str(self.text))})"
 
     @classmethod
     def read(cls, text: Any, names: frozenset[str], folder: Path | None) -> Self:

@@ -237,7 +237,10 @@ def _map(scope: Scope, value: Any, apply: Any = None, *args: Any, attribute: Any
     """One filter on each element, or one attribute of each."""
     values = _list(scope, value, work=2)
     if apply is None:
-        return scope.built(_attributes(values, attribute, more.get("default", _NOT_GIVEN)))
+        default = more.pop("default", _NOT_GIVEN)
+        if attribute is None or more:
+            raise FaultError("map takes the name of a filter, or attribute= and default=")
+        return scope.built(_attributes(values, attribute, default))
     found = [apply(scope, one, *args, **more) for one in values]
     for index, one in enumerate(found):
         if isinstance(one, Missing):

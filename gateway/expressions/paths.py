@@ -196,6 +196,12 @@ def against(word: str, left: Run, constant: Any) -> Run:
     return run
 
 
+def among(word: str, left: Run, constants: list[Any]) -> Run:
+    """Whether a value is, or is not, one of some constants."""
+    inside = word == "in"
+    return lambda message, names: (left(message, names) in constants) is inside
+
+
 def body_against(word: str, key: str | int, constant: int | str, slow: Run) -> Run:
     """A comparison of one field of the body with a whole number or a text: what most routes decide by."""
     apply = ORDER[word]

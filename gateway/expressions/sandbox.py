@@ -17,7 +17,7 @@ import msgspec
 from gateway.errors import MessageError
 
 OUTPUT_MAX = 1024 * 1024
-"""Characters of one text, and of what one template writes."""
+"""Characters of one text that an expression makes. What a template writes has the route's own limit."""
 WORK_MAX = 4 * 1024 * 1024
 """Elements visited and characters made by one evaluation."""
 TURNS_MAX = 100_000
@@ -93,10 +93,10 @@ class Scope(dict[str, Any]):
         return value
 
 
-def fits(length: int) -> None:
+def fits(length: int, most: int = OUTPUT_MAX) -> None:
     """Raises FaultError when a text of this many characters would be too long."""
-    if length > OUTPUT_MAX:
-        raise FaultError(f"it makes a text of more than {OUTPUT_MAX} characters")
+    if length > most:
+        raise FaultError(f"it makes a text of more than {most} characters")
 
 
 def weight(value: Any, most: int) -> int:
@@ -146,7 +146,7 @@ def get(value: Any, key: Any, *, label: str, owner: str, path: str) -> Any:
         try:
             return value[key]
         except KeyError:
-            return Missing(path, lambda: f"{label} is not there; {owner} {_names_of(value)}{_method_hint(key)}")
+            return Missing(path, lambda: f"{label} is not there; {owner} {_names_of(value)}{method_hint(key)}")
         except TypeError:
             return Missing(path, lambda: f"{label} is {kind(key)}, expected text")
     if isinstance(value, list | tuple | str | bytes) and type(key) in (int, slice):
@@ -165,7 +165,7 @@ def _why_not(value: Any, key: Any, label: str, owner: str) -> str:
         return f"{owner} is null, so {label} is not there"
     if isinstance(key, str) and key in METHOD_NAMES.get(kind(value), ()):
         return f"{key} is a method: write {key}()"
-    return f"{label} is not there; {owner} is {kind(value)}{_method_hint(key)}"
+    return f"{label} is not there; {owner} is {kind(value)}{method_hint(key)}"
 
 
 def _names_of(mapping: Mapping[Any, Any]) -> str:
@@ -222,10 +222,11 @@ METHOD_NAMES = {
 }
 """The methods that may be called, by the kind of value: what they make is bounded, and none leads out."""
 
-_INSTEAD = {"items": "| items", "get": "| default(…)", "keys": "| list", "values": "| dictsort", "format": "~"}
+_INSTEAD = {"items": "| items", "get": "| default(…)", "keys": "| list", "format": "~"}
 
 
-def _method_hint(key: Any) -> str:
+def method_hint(key: Any) -> str:
+    """What to write instead of one of Python's methods, as the end of an error; empty for any other name."""
     hint = _INSTEAD.get(key) if isinstance(key, str) else None
     return f"; for Python's {key}() write {hint}" if hint else ""
 

@@ -11,7 +11,7 @@ from gateway.errors import ConfigError
 from gateway.expressions.closures import Compiler
 from gateway.expressions.paths import ROOTS, Run
 from gateway.expressions.sandbox import FaultError, Scope, fits, kind, text
-from gateway.expressions.syntax import source
+from gateway.expressions.syntax import located, shown, source
 from gateway.expressions.vocabulary import FUNCTIONS
 
 Write = Callable[[str], None]
@@ -22,19 +22,29 @@ Block = Callable[[Any, Scope, Write], None]
 class Output:
     """What a template has written so far. Raises FaultError as soon as it is too much."""
 
-    __slots__ = ("_length", "_parts")
+    __slots__ = ("_length", "_most", "_parts")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._parts: list[str] = []
         self._length = 0
 
     def write(self, written: str) -> None:
         self._length += len(written)
-        fits(self._length)
+        fits(self._length, self._most)
         self._parts.append(written)
 
     def __str__(self) -> str:
         return "".join(self._parts)
+
+
+_WORDS = {
+    "filterblock": "filter",
+    "callblock": "call",
+    "assignblock": "set … %}…{% endset",
+    "scope": "autoescape",
+    "fromimport": "from",
+}
 
 
 class Statements:
@@ -63,14 +73,17 @@ class Statements:
             return [self._for(node)]
         if isinstance(node, nodes.Assign):
             return [self._set(node)]
-        raise ConfigError(f"{{% {type(node).__name__.lower()} %}} is not here; there are: for, if, set")
+        word = type(node).__name__.lower()
+        raise ConfigError(f"{{% {_WORDS.get(word, word)} %}} is not here; there are: for, if, set")
 
     def _output(self, node: nodes.Expr) -> Block:
         if isinstance(node, nodes.TemplateData):
             data = node.data
             return lambda message, scope, write: write(data)
-        place = next(self._texts)
-        run = self._compiler(node)
+        written = next(self._texts)
+        place = shown(written)
+        with located(written):
+            run = self._compiler(node)
 
         def output(message: Any, scope: Scope, write: Write) -> None:
             try:

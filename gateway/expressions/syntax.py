@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -64,19 +65,25 @@ class _Parsing(ImmutableSandboxedEnvironment):
 _PARSING = _Parsing()
 
 
+_LITERAL = re.compile(r"""(?<!\w\[)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
+
+
 def shown(text: str) -> str:
-    """The text as errors show it: on one line, cut when it is long."""
-    line = " ".join(text.split())
+    """An expression as errors show it: on one line, cut when it is long, its texts left out but for keys.
+
+    A reference such as ${env:TOKEN} is replaced before expressions are read, so a text may be a secret.
+    """
+    line = _LITERAL.sub("'…'", " ".join(text.split())) or "''"
     return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 @contextmanager
-def located(text: object) -> Iterator[None]:
-    """Puts the text in front of what a ConfigError says."""
+def located(text: str) -> Iterator[None]:
+    """Puts the text of an expression in front of what a ConfigError says."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{shown(str(text))}: {error}") from error
+        raise ConfigError(f"{shown(text)}: {error}") from error
 
 
 def parse_expression(text: str) -> nodes.Expr:
@@ -88,7 +95,9 @@ def parse_expression(text: str) -> nodes.Expr:
         parser = Parser(_PARSING, text, state="variable")
         found = parser.parse_expression()
         if not parser.stream.eos:
-            raise ConfigError(f"unexpected {parser.stream.current.value!r} after the expression")
+            token = parser.stream.current
+            seen = "text" if token.type == "string" else repr(str(token.value))
+            raise ConfigError(f"unexpected {seen} after the expression")
     except (TemplateSyntaxError, ValueError, SyntaxError, InvalidOperation, RecursionError) as error:
         raise _unreadable(error) from error
     _refuse_large(found)
@@ -128,9 +137,19 @@ def pieces(text: str) -> list[str]:
     return found
 
 
+_ENDS = {
+    "'end of template'": "end of the text",
+    "end of template": "end of the text",
+    "'end of print statement'": "}}",
+    "'end of statement block'": "%}",
+}
+
+
 def _unreadable(error: Exception) -> ConfigError:
     if isinstance(error, TemplateSyntaxError):
         said = (error.message or "it is no expression").rstrip(".")
+        for theirs, ours in _ENDS.items():
+            said = said.replace(theirs, ours)
         return ConfigError(f"{said[0].lower()}{said[1:]}")
     why = "it nests too deep" if isinstance(error, RecursionError) else f"a number has more than {DIGITS_MAX} digits"
     return ConfigError(why)
@@ -154,20 +173,24 @@ def _refuse_large(root: nodes.Node) -> None:
         waiting.extend((child, depth + 1) for child in node.iter_child_nodes())
 
 
+def _key(node: nodes.Node) -> str:
+    return repr(node.value) if isinstance(node, nodes.Const) else source(node)
+
+
 def source(node: nodes.Node) -> str:
     """About the text that a part was written as, for errors."""
     if isinstance(node, nodes.Name):
         return node.name
     if isinstance(node, nodes.Const):
-        return repr(node.value) if isinstance(node.value, str) else str(node.value)
+        return "'…'" if isinstance(node.value, str) else str(node.value).lower()
     if isinstance(node, nodes.Getattr):
         return f"{source(node.node)}.{node.attr}"
     if isinstance(node, nodes.Getitem):
-        return f"{source(node.node)}[{source(node.arg)}]"
+        return f"{source(node.node)}[{_key(node.arg)}]"
     if isinstance(node, nodes.Filter) and node.node is not None:
         return f"{source(node.node)} | {node.name}"
     if isinstance(node, nodes.Call):
         return f"{source(node.node)}({'…' if node.args else ''})"
     if isinstance(node, nodes.Slice):
         return "…:…"
-    return "(…)"
+    return "[…]" if isinstance(node, nodes.List) else "{…}" if isinstance(node, nodes.Dict) else "(…)"

@@ -13,9 +13,9 @@ from gateway.errors import ConfigError, MessageError
 from gateway.expressions.closures import Compiler
 from gateway.expressions.expression import NO_NAMES, Written, in_scope, refusal
 from gateway.expressions.paths import Run
-from gateway.expressions.sandbox import OUTPUT_MAX, FaultError, Scope, fits, kind, text
+from gateway.expressions.sandbox import FaultError, Scope, fits, kind, text
 from gateway.expressions.statements import Block, Output, Statements
-from gateway.expressions.syntax import located, parse_template, pieces
+from gateway.expressions.syntax import located, parse_template, pieces, shown
 from gateway.message import Message
 
 
@@ -29,19 +29,25 @@ class Hole(NamedTuple):
 Part = str | Hole
 
 
+def hole(written: str, node: nodes.Node, compiler: Compiler) -> Hole:
+    """A hole, compiled. Raises ConfigError, which names it."""
+    with located(written):
+        return Hole(shown(written), compiler(node))
+
+
 class Template(Written):
     """Text with `{{ expressions }}`, and `{% for %}`, `{% if %}`, `{% set %}` in text of many lines.
 
     Called with a message it gives text; one that is exactly one `{{ expression }}` gives the value with its type, and
     a bare number, true, false or null is that constant. `text_of` always gives text: true and false, numbers without
-    exponent, lists and objects as JSON. At most 1 MiB.
+    exponent, lists and objects as JSON. At most `limits.template_output` characters.
 
     Raises:
         ConfigError: when made: it can't be compiled.
         MessageError: when called: something is not there, or is null where text is expected.
     """
 
-    __slots__ = ("_value", "_write", "constant")
+    __slots__ = ("_label", "_value", "_write", "constant")
 
     schema: ClassVar[dict[str, Any]] = {
         "type": ["string", "number", "boolean", "null"],
@@ -55,8 +61,8 @@ class Template(Written):
         """Whether it is the same for each message."""
         self._value: Run | None = None
         self._write: Run = _refused_null
-        with located(text):
-            self._compile(text)
+        self._label = type(self).__name__.lower()
+        self._compile(text)
 
     @classmethod
     def read(cls, text: Any, names: frozenset[str], folder: Path | None) -> Self:
@@ -69,7 +75,7 @@ class Template(Written):
         except MessageError:
             raise
         except Exception as error:
-            raise refusal(self.text, error) from error
+            raise refusal(self._label, error) from error
 
     def text_of(self, message: Message, names: Mapping[str, Any] = NO_NAMES) -> str:
         """The value for this message as text."""
@@ -78,14 +84,20 @@ class Template(Written):
         except MessageError:
             raise
         except Exception as error:
-            raise refusal(str(self.text), error) from error
+            raise refusal(self._label, error) from error
         return written
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._label})"
 
     def _compile(self, written: Any) -> None:
         if not isinstance(written, str):
             self._keep(written)
             return
         tree = parse_template(written)
+        self._label = (
+            shown(" ".join(f"{{{{ {piece} }}}}" for piece in pieces(written))) if "{{" in written else self._label
+        )
         compiler = Compiler(self.names)
         if all(isinstance(node, nodes.Output) for node in tree.body):
             parts = _parts(tree, compiler, written)
@@ -107,7 +119,7 @@ class Template(Written):
         """Writes what has `{% %}` in it."""
 
         def write(message: Any, names: Any) -> str:
-            output = Output()
+            output = Output(message.formats.limits.template_output)
             block(message, Scope(names), output.write)
             return str(output)
 
@@ -135,7 +147,7 @@ def _parts(tree: nodes.Template, compiler: Compiler, written: str) -> list[Part]
     for output in tree.body:
         assert isinstance(output, nodes.Output)
         for node in output.nodes:
-            found.append(node.data if isinstance(node, nodes.TemplateData) else Hole(next(texts), compiler(node)))
+            found.append(node.data if isinstance(node, nodes.TemplateData) else hole(next(texts), node, compiler))
     return found
 
 
@@ -162,9 +174,8 @@ def joined(parts: list[Part], put: Callable[[Any, Hole], str]) -> Run:
         for part in parts:
             written = part if isinstance(part, str) else _filled(part, put, message, names)
             length += len(written)
-            if length > OUTPUT_MAX:
-                fits(length)
             texts.append(written)
+        fits(length, message.formats.limits.template_output)
         return "".join(texts)
 
     return run
@@ -175,8 +186,7 @@ def _ended(prefix: str, hole: Hole, put: Callable[[Any, Hole], str]) -> Run:
 
     def run(message: Any, names: Any) -> str:
         written = prefix + _filled(hole, put, message, names)
-        if len(written) > OUTPUT_MAX:
-            fits(len(written))
+        fits(len(written), message.formats.limits.template_output)
         return written
 
     return run

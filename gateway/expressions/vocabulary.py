@@ -12,6 +12,7 @@ from jinja2 import nodes
 from gateway.errors import ConfigError
 from gateway.expressions.conditions import CONDITIONS
 from gateway.expressions.filters import FILTERS
+from gateway.expressions.sandbox import METHOD_NAMES, method_hint
 
 FUNCTIONS = ("now", "uuid")
 """What can be called by itself."""
@@ -31,7 +32,7 @@ def plug_filters(find: Callable[[str], Callable[..., Any] | None]) -> None:
 def instead(name: str, known: Iterable[str]) -> str:
     """The nearest name that there is, else all of them, as the end of an error."""
     known = sorted(known)
-    near = get_close_matches(name, known, 1)
+    near = get_close_matches(name, known, 1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
 
 
@@ -65,6 +66,13 @@ _APPLYING: dict[str, tuple[int, Callable[[str], Callable[..., Any]]]] = {
     "selectattr": (1, test_called),
     "rejectattr": (1, test_called),
 }
+
+
+def refuse_unknown_method(name: str) -> None:
+    """Raises ConfigError when neither text nor numbers have a method of that name."""
+    known = {method for methods in METHOD_NAMES.values() for method in methods}
+    if name not in known:
+        raise ConfigError(f"no method is called {name}(){method_hint(name) or instead(name, known)}")
 
 
 def refuse_private(name: Any) -> None:
