@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from gateway import Duration, Message, MessageError, Settings, Template, Tree
 from transforms._tree import SetTree
 
 _MEDIA_TYPE = re.compile(r"[\w.+!#$&^-]+/[\w.+!#$&^*-]+ *(;[\x20-\x7e]*)?")
-_TEXTS = ("type", "subject", "schema", "correlation_id")
 
 
 class Step(Settings):
     """Sets what is named and keeps the rest. All templates see the message as it came to this step.
 
-    An attribute set to null is cleared. Headers and transport facts are the peer's and can't be set.
+    An attribute whose expression gives null is cleared. Headers and transport facts are the peer's and can't be set.
     """
 
     type: Template | None = Field(None, description="what the message is, such as `order.placed`")
@@ -35,6 +34,7 @@ class Step(Settings):
         "mappings on the way are made",
     )
     remove: tuple[str, ...] = Field((), description="dotted paths in the body to leave out, before `body` is set")
+    _texts: list[tuple[str, Template]] = PrivateAttr()
 
     @field_validator("body", "remove")
     @classmethod
@@ -50,16 +50,20 @@ class Step(Settings):
             raise ValueError("set names nothing; expected an attribute such as type:, or body:")
         return self
 
+    def model_post_init(self, context: object) -> None:
+        self._texts = [
+            (name, template)
+            for name, template in (
+                ("type", self.type),
+                ("subject", self.subject),
+                ("schema", self.schema_),
+                ("correlation_id", self.correlation_id),
+            )
+            if template is not None
+        ]
+
     def __call__(self, message: Message) -> Message:
-        changes: dict[str, Any] = {}
-        for name, template in (
-            ("type", self.type),
-            ("subject", self.subject),
-            ("schema", self.schema_),
-            ("correlation_id", self.correlation_id),
-        ):
-            if template is not None:
-                changes[name] = _text(name, template, message)
+        changes: dict[str, Any] = {name: _text(name, template, message) for name, template in self._texts}
         if self.priority is not None:
             changes["priority"] = _priority(self.priority(message))
         if self.expires_after is not None:
