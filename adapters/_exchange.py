@@ -15,6 +15,8 @@ from gateway import Address, ClientTls, MessageError, PeerError
 _UNDECIDED_S = 0.5
 """How long a frame that has its end waits for a byte that could make it go on."""
 _GOODBYE_S = 1.0
+_HARDLY_S = 1.0
+"""The age up to which a closed TLS connection was refused rather than used."""
 
 
 class Exchange(asyncio.Protocol):
@@ -38,6 +40,7 @@ class Exchange(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._made_at_s = 0.0
 
     async def ask(self, data: bytes, *, timeout_s: float) -> bytes:
         """Writes a framed request and returns the payload of the reply. Only when free.
@@ -93,9 +96,15 @@ class Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._made_at_s = asyncio.get_running_loop().time()
         prepare(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        age_s = asyncio.get_running_loop().time() - self._made_at_s
+        if exc is None and age_s < _HARDLY_S and self._transport.get_extra_info("sslcontext") is not None:
+            # In TLS 1.3 a client hears after its handshake, if at all, that its certificate was asked for.
+            text = "the peer closed the connection right after the handshake; does it ask for a client certificate?"
+            self.end(PeerError(f"{self._who}: {text}", reconnect=True))
         self.end(lost(self._who, exc))
         self.resume_writing()
         if not self._gone.done():

@@ -19,7 +19,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @asynccontextmanager
-async def server(handler: Handler) -> AsyncIterator[int]:
+async def server(handler: Handler, **options: Any) -> AsyncIterator[int]:
     """A server that does as the test says with each connection. Gives its port."""
     writers: list[asyncio.StreamWriter] = []
 
@@ -28,7 +28,7 @@ async def server(handler: Handler) -> AsyncIterator[int]:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             await handler(reader, writer)
 
-    listening = await asyncio.start_server(handled, "127.0.0.1", 0, limit=2**22)
+    listening = await asyncio.start_server(handled, "127.0.0.1", 0, limit=2**22, **options)
     try:
         yield listening.sockets[0].getsockname()[1]
     finally:

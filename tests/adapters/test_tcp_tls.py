@@ -1,0 +1,177 @@
+"""TLS of tcp, both ways: who is trusted, who is asked for a certificate, and what is said when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import tcp
+from gateway import Address, ClientTls, ListenAt, PeerError, ServerTls
+from gateway.testing import FakeHost, Inbox, arriving, opened, running
+from tests.adapters.test_tcp import connected, free_port
+from tests.adapters.test_tcp_sink import ending, server, silence
+from tests.certificates import Authority, Pair
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="module")
+def good(authority: Authority) -> Pair:
+    return authority.issue("good")
+
+
+@asynccontextmanager
+async def secured(pair: Pair, *, client_ca: Path | None = None) -> AsyncIterator[tuple[int, Inbox]]:
+    """An answering source with this certificate. Gives its port and what it takes."""
+    port, host = free_port(), FakeHost()
+    tls = ServerTls(certificate=pair.certificate, private_key=pair.private_key, client_ca=client_ca)
+    source = tcp.Source.model_validate({"listen": ListenAt(Address("127.0.0.1", port), tls), "answer": {}})
+    inbox = Inbox(host)
+    async with running(source, inbox, host):
+        yield port, inbox
+
+
+def sink(port: int, **tls: Any) -> tcp.Sink:
+    return tcp.Sink.model_validate({"connect": f"127.0.0.1:{port}", "reply": {"accepted": "OK*"}, "tls": tls})
+
+
+async def failure(sink: tcp.Sink) -> str:
+    with pytest.raises(PeerError) as caught:
+        async with opened(sink, FakeHost()):
+            pass
+    return str(caught.value).partition(": ")[2]
+
+
+async def test_messages_cross_and_a_large_one_too(authority: Authority, good: Pair) -> None:
+    host = FakeHost()
+    async with secured(good) as (port, inbox), opened(sink(port, ca=authority.ca), host) as send:
+        for body in (b"small", b"x" * 2**20):
+            assert await send(arriving(host, body)) is not None
+        assert [len(message.body) for message in inbox.messages] == [5, 2**20]
+        assert "certificate_subject" not in inbox.messages[0].transport
+
+
+async def test_a_client_that_must_show_a_certificate_is_known_by_it(authority: Authority, good: Pair) -> None:
+    host, mine = FakeHost(), authority.issue("mine", subject="partner-7")
+    async with secured(good, client_ca=authority.ca) as (port, inbox):
+        shown = {"certificate": mine.certificate, "private_key": mine.private_key}
+        async with opened(sink(port, ca=authority.ca, **shown), host) as send:
+            assert await send(arriving(host, b"hello")) is not None
+        assert inbox.messages[0].transport["certificate_subject"] == "commonName=partner-7"
+
+
+async def test_a_client_without_the_certificate_it_must_show_hears_so(authority: Authority, good: Pair) -> None:
+    host = FakeHost()
+    async with secured(good, client_ca=authority.ca) as (port, inbox):
+        error = await ending(sink(port, ca=authority.ca), host)
+        assert "does it ask for a client certificate?" in str(error)
+        assert inbox.messages == []
+
+
+async def test_a_peer_that_says_that_it_asks_for_a_certificate_is_quoted(authority: Authority, good: Pair) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(good.certificate, good.private_key)
+    context.load_verify_locations(authority.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def serve(listening: socket.socket) -> None:
+        link, _ = listening.accept()
+        with link, suppress(ssl.SSLError):
+            context.wrap_socket(link, server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = asyncio.create_task(asyncio.to_thread(serve, listening))
+        error = await ending(sink(listening.getsockname()[1], ca=authority.ca), FakeHost())
+        await serving
+    assert "the peer asks for a client certificate; set tls.certificate and tls.private_key" in str(error)
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(good: Pair) -> None:
+    async with secured(good) as (port, _):
+        assert "unknown authority" in (said := await failure(sink(port)))
+        assert said.endswith("name its authority in tls.ca")
+
+
+async def test_a_certificate_for_another_host_is_refused(authority: Authority) -> None:
+    async with secured(authority.issue("other", host="other.example")) as (port, _):
+        said = await failure(sink(port, ca=authority.ca))
+        assert said.startswith("the peer's certificate is for another host")
+        assert said.endswith("set tls.server_name if that is right")
+
+
+async def test_the_name_that_the_certificate_must_carry_may_be_told(authority: Authority) -> None:
+    host = FakeHost()
+    async with (
+        secured(authority.issue("other", host="other.example")) as (port, _),
+        opened(sink(port, ca=authority.ca, server_name="other.example"), host) as send,
+    ):
+        assert await send(arriving(host, b"hello")) is not None
+
+
+async def test_an_expired_certificate_is_refused(authority: Authority) -> None:
+    async with secured(authority.issue("old", expires_in=timedelta(days=-1))) as (port, _):
+        assert await failure(sink(port, ca=authority.ca)) == "the peer's certificate has expired; it needs a new one"
+
+
+async def test_a_peer_that_speaks_no_tls_is_a_sentence(authority: Authority) -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello, this is no TLS\r\n")
+        await silence(reader, writer)
+
+    async with server(plain) as port:
+        said = await failure(sink(port, ca=authority.ca))
+        assert said == "the peer does not speak TLS; remove tls, or check the port"
+
+
+async def test_clients_that_speak_no_tls_disturb_nobody(authority: Authority, good: Pair) -> None:
+    host = FakeHost()
+    async with secured(good) as (port, inbox):
+        async with connected(port) as plain:
+            plain.say(b"GET / HTTP/1.1\r\n\r\n")
+            await plain.rest()
+        async with opened(sink(port, ca=authority.ca), host) as send:
+            assert await send(arriving(host, b"hello")) is not None
+        assert [message.body for message in inbox.messages] == [b"hello"]
+
+
+async def test_a_source_that_connects_checks_the_server_and_reads_from_it(authority: Authority, good: Pair) -> None:
+    host = FakeHost()
+    inbox = Inbox(host)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(good.certificate, good.private_key)
+
+    async def talks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"one\ntwo\n")
+        await silence(reader, writer)
+
+    async with server(talks, ssl=context) as port:
+        tls = ClientTls(ca=authority.ca)
+        source = tcp.Source.model_validate({"connect": f"127.0.0.1:{port}", "tls": tls})
+        async with running(source, inbox, host):
+            assert [message.body for message in await inbox.wait(2)] == [b"one", b"two"]
+        untrusting = tcp.Source.model_validate({"connect": f"127.0.0.1:{port}", "tls": ClientTls()})
+        with pytest.raises(PeerError, match="unknown authority"):
+            await untrusting.run(host, inbox, lambda: None)
+
+
+async def test_a_certificate_can_be_renewed_while_connections_stay(tmp_path: Path) -> None:
+    host = FakeHost()
+    old_authority, new_authority = Authority(tmp_path, "old"), Authority(tmp_path, "new")
+    pair = old_authority.issue("leaf")
+    async with secured(pair) as (port, _), opened(sink(port, ca=old_authority.ca), host) as before:
+        assert await before(arriving(host, b"1")) is not None
+        new_authority.issue("leaf")
+        async with opened(sink(port, ca=new_authority.ca), host) as after:
+            assert await after(arriving(host, b"2")) is not None
+        assert await before(arriving(host, b"3")) is not None
