@@ -24,7 +24,6 @@ from gateway import PeerError
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 _CLOSE_WITHIN_S = 2.0
-_FRAME_BYTES = 131_072
 
 
 class _Connection(aiormq.Connection):
@@ -57,8 +56,7 @@ class Link:
                 inner = await self._connection.channel(publisher_confirms=False)
             except (aiormq.AMQPError, RuntimeError, OSError) as error:
                 raise PeerError(self._reason(error), reconnect=True) from error
-        frame_max = self._connection.connection_tune.frame_max or _FRAME_BYTES
-        channel = Channel(self._wire, inner, frame_max, confirm_within_s)
+        channel = Channel(self._wire, inner, confirm_within_s)
         self._wire.channels[channel.number] = channel
         if self._wire.lost.done():
             channel.lose(self._wire.lost.result())
@@ -116,6 +114,7 @@ async def open_link(
     with _opening(wire, user=url.user or "", vhost=vhost, within_s=within_s):
         async with asyncio.timeout(within_s):
             await connection.connect()
+    wire.frame_max = connection.connection_tune.frame_max or wire.frame_max
     try:
         async with ends_with(wire.lost):
             yield Link(wire, connection, within_s)

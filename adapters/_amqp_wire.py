@@ -19,6 +19,8 @@ from adapters._amqp_frames import Delivery, Properties, Returned
 from gateway import MessageError, PeerError
 
 _WRITE_AHEAD_BYTES = 1024**2
+_FRAME_BYTES = 131_072
+"""The largest frame until the broker has named its own: RabbitMQ's default."""
 _ALIVE_EVERY_S = 1.0
 
 
@@ -41,7 +43,8 @@ class Wire(asyncio.StreamReaderProtocol):
         self.transport: asyncio.Transport
         self.writer: asyncio.StreamWriter
         self._rest = b""
-        self._foreign = False
+        self._spoke = self._foreign = False
+        self.frame_max = _FRAME_BYTES
         self._fed_at_s = 0.0
         self._out: list[bytes] = []
 
@@ -90,10 +93,14 @@ class Wire(asyncio.StreamReaderProtocol):
             kind, number, size = unpack(buffer, at)
             stop = at + size + frames.FRAME_OVERHEAD_BYTES
             if kind not in (frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT):
-                # Not AMQP, or another version of it: aiormq finds the words for it.
+                if self._spoke:
+                    raise ValueError(f"a frame of type {kind}")
+                # Not AMQP, or another version of it: aiormq ends it.
                 self._foreign = True
                 super().data_received(buffer[at:])
                 return end, ours
+            if size > self.frame_max:
+                raise ValueError(f"a frame of {size} bytes")
             if stop > end:
                 break
             if buffer[stop - 1] != frames.FRAME_END:
@@ -106,6 +113,7 @@ class Wire(asyncio.StreamReaderProtocol):
                     self._look(buffer, at + 7)
                 super().data_received(buffer[at:stop])
             at = stop
+            self._spoke = True
         return at, ours
 
     def _look(self, buffer: bytes, at: int) -> None:
@@ -137,7 +145,7 @@ class Wire(asyncio.StreamReaderProtocol):
         Raises:
             OSError: the link was lost.
         """
-        while not self.ready:
+        while not self.lost.done() and not self.ready:
             await self.unblocked.wait()
             await self.writer.drain()
 
@@ -157,10 +165,9 @@ class Wire(asyncio.StreamReaderProtocol):
 class Channel:
     """One channel: publishes with confirms, and hands what its one consumer gets to `taken`, at once."""
 
-    def __init__(self, wire: Wire, inner: AbstractChannel, frame_max: int, timeout_s: float) -> None:
+    def __init__(self, wire: Wire, inner: AbstractChannel, timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._wire = wire
-        self._frame_max = frame_max
         self._timeout_s = timeout_s
         self.rpc = inner
         self.number = inner.number
@@ -284,7 +291,7 @@ class Channel:
                 frames.written(properties),
                 body,
                 mandatory=mandatory,
-                frame_max=self._frame_max,
+                frame_max=self._wire.frame_max,
             )
         except (ValueError, UnicodeEncodeError) as error:
             raise MessageError(f"amqp: {error}") from error
@@ -328,10 +335,10 @@ class Channel:
         """One timer for all: it looks at what waits, eight times within the time that one may wait."""
         now_s = self._loop.time()
         for tag, (confirm, _, until_s) in tuple(self._unconfirmed.items()):
-            if confirm.done():  # its sender gave up
+            if until_s > now_s:
                 continue
-            if until_s <= now_s:
-                del self._unconfirmed[tag]
+            del self._unconfirmed[tag]
+            if not confirm.done():  # else its sender gave up
                 confirm.set_exception(PeerError(self._too_late("no confirm came"), too_late=True))
         self._timer = self._loop.call_later(self._timeout_s / 8, self._expire) if self._unconfirmed else None
 
