@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import jsonschema_rs
 from lxml import etree
 
-from gateway import Message, MessageError
+from gateway import Message, MessageError, Tree
 from transforms._xml import parser, root_of
 
 _SHOWN = 60
@@ -79,9 +79,9 @@ class JsonSchema:
             failure = next(iter(self._validator.iter_errors(tree)))
         except ValueError as error:
             raise MessageError(f"validate: {self.path.name} can't be applied: {_short(str(error))}") from None
-        raise MessageError(f"validate: {self._text(failure)}")
+        raise MessageError(f"validate: {self._text(failure, tree)}")
 
-    def _text(self, error: jsonschema_rs.ValidationError) -> str:
+    def _text(self, error: jsonschema_rs.ValidationError, tree: Tree) -> str:
         name, place = self.path.name, _path("body", error.instance_path)
         kind: Any = error.kind  # each keyword has a class of its own, with fields of its own
         keyword = kind.name
@@ -93,7 +93,10 @@ class JsonSchema:
             return f"{unexpected} is unexpected; {name} does not know it"
         if keyword == "falseSchema":
             return f"{place} is unexpected; {name} allows nothing there"
-        return f"{place} is {_shown(error.instance)}; {name} says: {_short(error.message)}"
+        found: Any = tree  # the engine's own copy has lost the digits of a long number
+        for step in error.instance_path:
+            found = found[step]
+        return f"{place} is {_shown(found)}; {name} says: {_short(error.message)}"
 
     def _retrieve(self, uri: str) -> Any:
         """The schema that a `$ref` names: only ever a file in the folder of the one that names it."""

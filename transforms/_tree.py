@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
@@ -19,6 +19,14 @@ _LOOP = frozenset({"each", "as", "do"})
 
 class _PlacedError(MessageError):
     """Already says at which key it happened."""
+
+
+def _place(place: str, error: MessageError, at: str = "") -> NoReturn:
+    """Raises the error with its place, once; a body that can't be parsed is wrong as a whole, whoever needs it."""
+    if error.code != "refused" or (isinstance(error, _PlacedError) and not at):
+        raise error
+    text = str(error) if isinstance(error, _PlacedError) else f"{place}: {error}"
+    raise _PlacedError(text + at) from error
 
 
 class TreeTemplate:
@@ -114,10 +122,8 @@ def _mapping(value: dict[Any, Any], names: frozenset[str], place: str) -> _Make:
         try:
             for key, maker in makers:
                 made[key] = maker(message, names)
-        except _PlacedError:
-            raise
         except MessageError as error:
-            raise _PlacedError(f"{place}.{key}: {error}", code=error.code) from error
+            _place(f"{place}.{key}", error)
         return made
 
     return make
@@ -131,10 +137,8 @@ def _list(value: list[Any], names: frozenset[str], place: str) -> _Make:
         try:
             for maker in makers:
                 made.append(maker(message, names))
-        except _PlacedError:
-            raise
         except MessageError as error:
-            raise _PlacedError(f"{place}[{len(made)}]: {error}", code=error.code) from error
+            _place(f"{place}[{len(made)}]", error)
         return made
 
     return make
@@ -159,7 +163,7 @@ def _loop(value: dict[str, Any], names: frozenset[str], place: str) -> _Make:
         try:
             items = each(message, names)
         except MessageError as error:
-            raise _PlacedError(f"{place}.each: {error}", code=error.code) from error
+            _place(f"{place}.each", error)
         if items is None:
             return []
         if not isinstance(items, list | tuple):
@@ -175,9 +179,7 @@ def _loop(value: dict[str, Any], names: frozenset[str], place: str) -> _Make:
                 inner["index"] = index
                 made.append(do(message, inner))
         except MessageError as error:
-            at = f"(at index {len(made)})"
-            text = str(error) if isinstance(error, _PlacedError) else f"{place}.do: {error}"
-            raise _PlacedError(f"{text} {at}", code=error.code) from error
+            _place(f"{place}.do", error, f" (at index {len(made)})")
         return made
 
     return make

@@ -92,7 +92,7 @@ class Reader:
         plain = self._plain
         for child in element:
             name = child.tag if plain else self._name(child)
-            inner = below.get(name, _NOTHING) if below else below
+            inner = below.get(name, _NOTHING) if below else _NOTHING
             if plain and not len(child) and not child.items() and not inner:
                 # nearly all elements of nearly all documents
                 value = child.text

@@ -66,6 +66,9 @@ def test_declared_arrays_are_lists_however_often_they_come() -> None:
     arrays = ("Order.line", "Order.line.tag")
     assert parse("<Order/>", arrays=arrays) == {"Order": {"line": []}}
     assert parse("<Order><line/></Order>", arrays=arrays) == {"Order": {"line": [{"tag": []}]}}
+    assert parse("<Order><line><sku>a</sku></line></Order>", arrays=("Order.line",)) == {
+        "Order": {"line": [{"sku": "a"}]}
+    }
     assert parse("<Order><line><tag>a</tag></line></Order>", arrays=arrays) == {"Order": {"line": [{"tag": ["a"]}]}}
 
 
