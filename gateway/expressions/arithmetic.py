@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from typing import Any
 
-from gateway.expressions.sandbox import DIGITS_MAX, OUTPUT_MAX, FaultError, Scope, decimal, kind, sized, weight
+from gateway.expressions.sandbox import DIGITS_MAX, WORK_MAX, FaultError, Scope, decimal, kind, sized, weight
 
 _TRAPS = [InvalidOperation, DivisionByZero, Overflow]
 EXACT = Context(prec=DIGITS_MAX, Emax=DIGITS_MAX * 10, Emin=-DIGITS_MAX * 10, rounding=ROUND_HALF_EVEN, traps=_TRAPS)
@@ -21,9 +21,9 @@ DIVIDING = Context(prec=28, Emax=DIGITS_MAX * 10, Emin=-DIGITS_MAX * 10, roundin
 
 def number(value: Any) -> Decimal:
     """The Decimal that a number or a text is."""
-    if isinstance(value, str) and len(value) <= DIGITS_MAX:
+    if isinstance(value, str):
         try:
-            value = Decimal(value.strip().replace("_", "x"))
+            value = Decimal(value.strip().replace("_", "x") if len(value) <= DIGITS_MAX else "too long")
         except InvalidOperation:
             raise FaultError("it is text that is no number; give a default: int(0), float(0)") from None
     if not isinstance(value, int | float | Decimal):
@@ -58,6 +58,7 @@ def add(scope: Scope, left: Any, right: Any) -> Any:
         scope.made(len(left) + len(right))
         return left + right
     if isinstance(left, list) and isinstance(right, list):
+        scope.spend(len(left) + len(right))
         return scope.built(left + right)
     if isinstance(left, str) or isinstance(right, str):
         raise FaultError(f"can't add {kind(left)} and {kind(right)}; ~ joins text, | int and | float make numbers")
@@ -84,7 +85,10 @@ def multiply(scope: Scope, left: Any, right: Any) -> Any:
 
 
 def _repeated(scope: Scope, what: Any, times: int) -> Any:
-    scope.made((len(what) if isinstance(what, str) else weight(what, OUTPUT_MAX)) * max(times, 0))
+    if isinstance(what, str):
+        scope.made(len(what) * max(times, 0))
+    else:
+        scope.spend(weight(what, WORK_MAX) * max(times, 0))
     return what * times
 
 

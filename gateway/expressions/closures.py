@@ -381,10 +381,10 @@ class Compiler:
         self.scoped = True
 
         def run(message: Any, names: Any) -> Any:
-            found = {key(message, names): value(message, names) for key, value in pairs}
-            if not all(isinstance(key, str | int) for key in found):
+            keys = [key(message, names) for key, _ in pairs]
+            if not all(isinstance(key, str | int) for key in keys):
                 raise FaultError("a key of an object is text or a whole number")
-            return names.built(found)
+            return names.built({key: value(message, names) for key, (_, value) in zip(keys, pairs, strict=True)})
 
         return run
 

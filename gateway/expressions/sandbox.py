@@ -8,8 +8,9 @@ Bounds hold for one evaluation. They count work, not time, so that running again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -99,22 +100,32 @@ def fits(length: int, most: int = OUTPUT_MAX) -> None:
         raise FaultError(f"it makes a text of more than {most} characters")
 
 
-def weight(value: Any, most: int) -> int:
-    """How much there is in a value, nested ones included: elements, and characters of texts. Stops above `most`."""
-    total = 0
+def weight(value: Any, most: int, each: int = 8) -> int:
+    """How much there is in a value, nested ones included: `each` for an element, one for a character. Stops at `most`.
+
+    What stands in a value several times counts as often.
+    """
+    total = each
     waiting = [value]
     while waiting and total <= most:
         one = waiting.pop()
-        total += 2
-        if isinstance(one, str):
-            total += len(one)
-        elif isinstance(one, Mapping):
-            waiting.extend(one.keys())
-            waiting.extend(one.values())
+        if isinstance(one, Mapping):
+            total += each * len(one)
+            parts: Iterable[Any] = chain(one.keys(), one.values())
         elif isinstance(one, list | tuple):
-            waiting.extend(one)
-        elif isinstance(one, int):
-            total += one.bit_length() // 3
+            total += each * len(one)
+            parts = one
+        else:
+            parts = (one,)
+        if total > most:
+            break
+        for part in parts:
+            if part.__class__ is str:
+                total += len(part)
+            elif isinstance(part, int):
+                total += part.bit_length() >> 3
+            elif isinstance(part, list | tuple | Mapping):
+                waiting.append(part)
     return total
 
 
@@ -267,7 +278,7 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 def json(value: Any, indent: int | None = None) -> str:
     """A value as compact JSON; numbers keep their digits."""
-    fits(weight(value, OUTPUT_MAX))
+    fits(weight(value, OUTPUT_MAX, each=2))
     try:
         encoded = _ENCODER.encode(value)
         written = msgspec.json.format(encoded, indent=indent) if indent else encoded

@@ -113,12 +113,12 @@ def parse_template(text: str) -> nodes.Template:
         found = _PARSING.parse(text.replace("\r", stand_in))
     except (TemplateSyntaxError, ValueError, SyntaxError, InvalidOperation, RecursionError) as error:
         raise _unreadable(error) from error
+    _refuse_large(found)
     for data in found.find_all(nodes.TemplateData):
         data.data = data.data.replace(stand_in, "\r")
     for constant in found.find_all(nodes.Const):
         if isinstance(constant.value, str):
             constant.value = constant.value.replace(stand_in, "\r")
-    _refuse_large(found)
     return found
 
 
@@ -189,6 +189,8 @@ def source(node: nodes.Node) -> str:
         return f"{source(node.node)}[{_key(node.arg)}]"
     if isinstance(node, nodes.Filter) and node.node is not None:
         return f"{source(node.node)} | {node.name}"
+    if isinstance(node, nodes.Test):
+        return f"{source(node.node)} is {node.name}"
     if isinstance(node, nodes.Call):
         return f"{source(node.node)}({'…' if node.args else ''})"
     if isinstance(node, nodes.Slice):

@@ -73,6 +73,9 @@ def _hash(scope: Scope, value: Any, algorithm: Any = "sha256") -> str:
 _DIRECTIVES = frozenset("YmdHMSfjyzZbBaAIpuGVUW%")
 
 
+_MOMENT_MAX = 40
+
+
 def _date(scope: Scope, value: Any, format: Any = "%Y-%m-%dT%H:%M:%SZ") -> str:
     """A moment in another form: an RFC 3339 text, or a number of seconds since 1970, as Python's strftime writes it.
 
@@ -85,7 +88,7 @@ def _date(scope: Scope, value: Any, format: Any = "%Y-%m-%dT%H:%M:%SZ") -> str:
             raise FaultError(f"the format of date has no directive %{directive}")
     try:
         if isinstance(value, str):
-            moment = datetime.fromisoformat(value[:40].strip())
+            moment = datetime.fromisoformat(value.strip() if len(value) <= _MOMENT_MAX else "")
         else:
             moment = datetime.fromtimestamp(float(number(value)), UTC)
         return moment.strftime(format)
