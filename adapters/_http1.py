@@ -34,8 +34,9 @@ _PIECE, _BODY_PIECE = 4096, 65536
 # How long a refused peer may go on sending: closed at once, it would get a reset and never see why.
 _LINGER_S = 2.0
 _SLOW_AFTER_S = 5.0
-# How long a request waits for somebody to take it.
-_PATIENCE_S = 1.0
+# How many looks of the listener, half a second apart, a request waits for somebody to take it. Not a time: a loop that
+# stood still for so long has to let the workers run first.
+_PATIENCE = 2
 _BUSY = b"retry-after: 1\r\n"
 
 
@@ -125,7 +126,8 @@ class Connection(Reading):
         """Cuts what is overdue, and answers 503 to requests that nobody took in time."""
         if self._queue:
             for request in list(self._queue):
-                if not request.taken and now - request.since > _PATIENCE_S:
+                request.looks += 1
+                if not request.taken and request.looks > _PATIENCE:
                     self.answer_busy(request)
         if now < self.deadline or self._transport is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
@@ -17,6 +18,7 @@ from gateway import ClientTls, ConfigError, Limits, Message, MessageError, PeerE
 # Trying again changes nothing: the message has to be another one. All others may pass.
 FINAL = frozenset({400, 409, 413, 415, 422})
 _LONGEST_WAIT_S = 3600.0
+_IDLE_S = 30.0
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 _FAULTS = {
     "Connection refused": "connection refused; is it running?",
@@ -52,6 +54,8 @@ def client(tls: ClientTls | None, *, timeout_s: float, connect_timeout_s: float,
         .pool_timeout(timeout)
         .connect_timeout(timedelta(seconds=connect_timeout_s))
         .max_connections(connections)
+        # Shorter than most servers keep a connection: one that they close meanwhile is a failed send.
+        .pool_idle_timeout(timedelta(seconds=_IDLE_S))
         .pool_max_idle_per_host(connections)
         .follow_redirects(enable=False)
         .referer(enable=False)
@@ -93,6 +97,21 @@ def peer_error(who: str, error: RequestError, *, timeout_s: float, connect_timeo
     if isinstance(error, ConnectError) and connecting:
         return PeerError(f"{who}: no connection: {causes[-1].lower()}")
     return PeerError(f"{who}: it did not answer in HTTP/1.1: {causes[-1].lower() if causes else 'unknown reason'}")
+
+
+class cancellable:  # noqa: N801 - reads as a word where it is used
+    """Makes sure that a cancellation is heard: the client loses one that comes in the moment of an answer."""
+
+    __slots__ = ("_before", "_task")
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        lost = self._task is not None and self._task.cancelling() > self._before
+        if lost and not isinstance(error, asyncio.CancelledError):
+            raise asyncio.CancelledError
 
 
 async def read(response: Response, message: Message, limits: Limits, who: str) -> Message:

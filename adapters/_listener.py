@@ -107,7 +107,7 @@ class Listening:
         place = self.paths.place(path)
         limit = (limits or self.limits).message
         mount = Mount(path, handler, limit, check, upgrade, parameters(path))
-        names = [method.encode() for method in methods]
+        names = list(dict.fromkeys(method.encode() for method in methods))
         if any(name in place.by_method for name in names) or (upgrade is not None and place.upgrade is not None):
             raise ConfigError(f"http {self.address}: two routes take {', '.join(methods)} at {path}; change one's path")
         place.by_method.update(dict.fromkeys(names, mount))

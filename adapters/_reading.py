@@ -245,7 +245,6 @@ class Reading(asyncio.Protocol):
             self._url.decode("latin-1"),
             self._keep_alive,
             self._old,
-            listening.now,
             self._certificate_subject,
         )
 

@@ -77,13 +77,13 @@ class Request(Struct, gc=False, eq=False):
     keep_alive: bool
     old: bool
     """HTTP/1.0."""
-    since: float
-    """When it was complete, by the listener's coarse clock, in seconds."""
     certificate_subject: str | None = None
     """Of the certificate that the peer showed, such as `commonName=shop-7`."""
     response: bytes | None = None
     taken: bool = False
-    """Set it when work on the request begins. One that nobody takes in time is answered 503."""
+    """Set it when work on the request begins. One that nobody takes within a second or so is answered 503."""
+    looks: int = 0
+    """How often the listener found it waiting to be taken."""
 
     @property
     def content_type(self) -> str | None:

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 from pyreqwest.client import Client
 from pyreqwest.exceptions import RequestError
+from pyreqwest.http import Url
 
 from adapters._encoding import decompressed
-from adapters._http_client import client, failure, peer_error, read
+from adapters._http_client import cancellable, client, failure, peer_error, read
 from adapters._listener import Listener
 from adapters._paths import checked_pattern
 from adapters._request import JSON_TYPE, PROBLEM, Refusal, Request, header_lines, problem
@@ -78,13 +79,25 @@ def _media_type(text: str) -> str:
     return media_type
 
 
+def _header_name(text: str) -> str:
+    name = text.lower()
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f'expected a header name of letters, digits and dashes, got "{text}"')
+    if name in _OURS:
+        raise ValueError(f"the header {name} says how a message is framed and can't be set")
+    return name
+
+
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+
+
 class Answer(Settings):
     """What a sender hears once its message is safe."""
 
     status: int = Field(202, ge=200, le=299, description="the status of the answer")
     body: Template | None = Field(None, description='the body of the answer; default: {"id": "…"}, the message id')
-    content_type: str = Field(JSON, description="the content type of `body`")
-    headers: dict[str, Template] = Field({}, description="further headers of the answer")
+    content_type: str = Field(JSON, pattern=r"^[\x20-\x7e]+$", description="the content type of `body`")
+    headers: dict[HeaderName, Template] = Field({}, description="further headers of the answer, by name")
 
 
 class Source(Settings):
@@ -242,15 +255,6 @@ async def _plain(message: Message, limits: Limits) -> Message:
     return message.replace(raw=raw, headers=headers)
 
 
-def _header_name(text: str) -> str:
-    name = text.lower()
-    if not _HEADER_NAME.fullmatch(name):
-        raise ValueError(f'expected a header name of letters, digits and dashes, got "{text}"')
-    if name in _OURS:
-        raise ValueError(f"the header {name} says how the request is framed and can't be set")
-    return name
-
-
 class Sink(Settings):
     """Sends each message as a request; delivered when the answer is 2xx. The answer is the reply.
 
@@ -263,9 +267,7 @@ class Sink(Settings):
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field(
         "POST", description="the method; GET and HEAD have no body"
     )
-    headers: dict[Annotated[str, AfterValidator(_header_name)], Template] = Field(
-        {}, description="further headers, by name"
-    )
+    headers: dict[HeaderName, Template] = Field({}, description="further headers, by name")
     timeout: Duration = Field(duration("30s"), gt=0, le=3600, description="time for the whole answer to arrive")
     connect_timeout: Duration = Field(duration("5s"), gt=0, le=300, description="time for a connection to be made")
     tls: ClientTls | None = Field(None, description="TLS of https:// URLs; `ca` is trusted beside the system's own")
@@ -313,8 +315,7 @@ class Sink(Settings):
         suffix = f".{host.target}"
         bodiless = self.method in ("GET", "HEAD")
         authorization = self._authorization()
-        # Without expressions it is the same for every message: checked once by the client.
-        constant = self.url.text if self.url.constant else None
+        constant = Url(self.url.text) if self.url.constant else None
 
         async def send(message: Message) -> Message | None:
             request = pool.request(self.method, constant or self._target(message))
@@ -329,8 +330,9 @@ class Sink(Settings):
             for name, value in self.headers.items():
                 fields[name] = _sendable(name, value.text_of(message))
             try:
-                async with request.headers(fields).build_streamed() as response:
-                    reply = await read(response, message, host.limits, who)
+                with cancellable():
+                    async with request.headers(fields).build_streamed() as response:
+                        reply = await read(response, message, host.limits, who)
             except RequestError as error:
                 raise peer_error(who, error, timeout_s=self.timeout, connect_timeout_s=self.connect_timeout) from error
             failed = failure(who, reply, host.clock.time())

@@ -401,6 +401,21 @@ async def test_a_cancelled_send_leaves_the_others_alone() -> None:
                 assert reply.raw == b"again"
 
 
+async def test_a_cancellation_is_heard_even_in_the_moment_of_the_answer() -> None:
+    kept = Kept()
+    async with listener() as listening:
+        with listening.mount("/", ("POST",), kept):
+            host = FakeHost()
+            async with opened(Sink.model_validate({"url": f"http://{listening.address}/"}), host) as send_one:
+                for count in range(1, 101):
+                    sending = asyncio.ensure_future(send_one(arriving(host)))
+                    await until(lambda: len(kept.requests) == count)  # noqa: B023
+                    sending.cancel()
+                    kept.requests[-1].answer(200)
+                    with pytest.raises(asyncio.CancelledError):
+                        await sending
+
+
 async def test_a_sink_may_be_closed_with_sends_in_flight() -> None:
     async with speaking(nothing) as url:
         host = FakeHost()

@@ -188,7 +188,7 @@ async def test_the_answer_may_be_written_by_hand() -> None:
         response = await one.ask(post(b'{"id": "A1"}'))
         assert response.status == 200
         assert response.headers["content-type"] == "application/xml"
-        assert response.headers["Location"] == "/orders/A1"
+        assert response.headers["location"] == "/orders/A1"
         assert response.body.decode() == f"<ack id='{one.inbox.messages[0].id}' order='A1'/>"
 
 
