@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway import Duration, Message, MessageError, Settings, Template, Tree
 from transforms._tree import SetTree
@@ -16,7 +17,7 @@ _MEDIA_TYPE = re.compile(r"[\w.+!#$&^-]+/[\w.+!#$&^*-]+ *(;[\x20-\x7e]*)?")
 class Step(Settings):
     """Sets what is named and keeps the rest. All templates see the message as it came to this step.
 
-    An attribute whose expression gives null is cleared. Headers and transport facts are the peer's and can't be set.
+    An attribute that is set to null is cleared. Headers and transport facts are the peer's and can't be set.
     """
 
     type: Template | None = Field(None, description="what the message is, such as `order.placed`")
@@ -34,7 +35,6 @@ class Step(Settings):
         "mappings on the way are made",
     )
     remove: tuple[str, ...] = Field((), description="dotted paths in the body to leave out, before `body` is set")
-    _texts: list[tuple[str, Template]] = PrivateAttr()
 
     @field_validator("body", "remove")
     @classmethod
@@ -48,22 +48,31 @@ class Step(Settings):
     def _sets_something(self) -> Step:
         if not self.model_fields_set:
             raise ValueError("set names nothing; expected an attribute such as type:, or body:")
+        for name in ("type", "content_type", "priority"):
+            if name in self.model_fields_set and getattr(self, name) is None:
+                raise ValueError(f"{name} can't be null: every message has one")
         return self
 
-    def model_post_init(self, context: object) -> None:
-        self._texts = [
-            (name, template)
-            for name, template in (
-                ("type", self.type),
-                ("subject", self.subject),
-                ("schema", self.schema_),
-                ("correlation_id", self.correlation_id),
-            )
-            if template is not None
-        ]
+    @cached_property
+    def _texts(self) -> tuple[tuple[str, Template], ...]:
+        named = (
+            ("type", self.type),
+            ("subject", self.subject),
+            ("schema", self.schema_),
+            ("correlation_id", self.correlation_id),
+        )
+        return tuple((name, template) for name, template in named if template is not None)
+
+    @cached_property
+    def _cleared(self) -> dict[str, None]:
+        fields = {"subject": "subject", "schema_": "schema", "correlation_id": "correlation_id"}
+        fields["expires_after"] = "expires_at_s"
+        return {fields[name]: None for name in self.model_fields_set & fields.keys() if getattr(self, name) is None}
 
     def __call__(self, message: Message) -> Message:
         changes: dict[str, Any] = {name: _text(name, template, message) for name, template in self._texts}
+        if self._cleared:
+            changes.update(self._cleared)
         if self.priority is not None:
             changes["priority"] = _priority(self.priority(message))
         if self.expires_after is not None:
@@ -86,6 +95,8 @@ class Step(Settings):
 
 
 def _text(name: str, template: Template, message: Message) -> str | None:
+    if template.constant:
+        return template.text_of(message)
     value = template(message)
     if value is None and name != "type":
         return None

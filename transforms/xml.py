@@ -10,9 +10,10 @@ Elements of one name are gathered in one list even when others stand between the
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, ClassVar
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway import Limits, MessageError, Settings, Tree
 from transforms._xml import prefix_of, root_of
@@ -51,8 +52,6 @@ class Format(Settings):
         default=False,
         description='null is xsi:nil="true", and an empty element an empty text; else an empty element is null',
     )
-    _arrays: Below = PrivateAttr()
-    _prefixes: dict[str, str] = PrivateAttr()
 
     def __hash__(self) -> int:
         return hash((self.root, self.item, self.arrays, *self.namespaces.items(), self.declaration, self.nil))
@@ -75,11 +74,16 @@ class Format(Settings):
             raise ValueError("namespaces: two prefixes for one URI; keep one")
         return self
 
-    def model_post_init(self, context: object) -> None:
-        self._arrays = Below.of([*self.arrays, f"{self.root}.{self.item}"] if self.item else self.arrays)
-        self._prefixes = {uri: prefix for prefix, uri in self.namespaces.items()}
+    @cached_property
+    def _arrays(self) -> Below:
+        return Below.of([*self.arrays, f"{self.root}.{self.item}"] if self.item else self.arrays)
+
+    @cached_property
+    def _prefixes(self) -> dict[str, str]:
+        prefixes = {uri: prefix for prefix, uri in self.namespaces.items()}
         if self.nil:
-            self._prefixes.setdefault(XSI, "xsi")
+            prefixes.setdefault(XSI, "xsi")
+        return prefixes
 
     def parse(self, body: bytes, content_type: str, limits: Limits) -> Tree:
         element = root_of(body, content_type, limits)

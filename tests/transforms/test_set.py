@@ -48,6 +48,13 @@ def test_an_expression_that_gives_null_clears_an_attribute() -> None:
     assert changed({"subject": "{{ body.note }}"}, subject="before").subject is None
 
 
+def test_null_clears_an_attribute() -> None:
+    message = changed(
+        {"subject": None, "schema": None, "expires_after": None}, subject="x", schema="y", expires_at_s=1.0
+    )
+    assert (message.subject, message.schema, message.expires_at_s) == (None, None, None)
+
+
 def test_a_number_becomes_text() -> None:
     assert changed({"subject": "{{ body.customer.tier }}"}).subject == "2"
 
@@ -132,8 +139,9 @@ def test_an_undefined_value_names_its_place() -> None:
         {"body": {"a..b": 1}},
         {"remove": [""]},
         {"body": {"a": "{{ x }}"}},
+        {"type": None},
     ],
-    ids=["nothing", "headers", "transport", "id", "path", "remove", "name"],
+    ids=["nothing", "headers", "transport", "id", "path", "remove", "name", "null"],
 )
 def test_what_can_not_work_is_refused_at_load(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
