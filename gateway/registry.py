@@ -125,8 +125,8 @@ def _with_connection(found: type[Settings], word: str, settings: dict[str, Any],
     }
     named = settings.get("connection")
     if named is None:
-        if not inline:
-            needed = [name for name, field in kind.model_fields.items() if field.is_required()]
+        needed = [name for name, field in kind.model_fields.items() if field.is_required()]
+        if needed and not inline:
             raise _wrong(
                 ("connection",),
                 f"a required key is missing: connection (a name under connections:), or {', '.join(needed)}",
