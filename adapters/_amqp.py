@@ -161,12 +161,13 @@ async def ends_with(lost: asyncio.Future[str]) -> AsyncIterator[None]:
     task = asyncio.current_task()
     assert task is not None
     before = task.cancelling()
-    ended = False
+    ended = left = False
 
     def end(_: asyncio.Future[str]) -> None:
         nonlocal ended
-        ended = True
-        task.cancel()
+        if not left:  # a callback that is scheduled already can't be taken back
+            ended = True
+            task.cancel()
 
     if lost.done():
         raise PeerError(lost.result(), reconnect=True)
@@ -179,21 +180,23 @@ async def ends_with(lost: asyncio.Future[str]) -> AsyncIterator[None]:
         raise
     except BaseException:
         if ended:
-            await _came_too_late(task)
+            await _came_too_late(task, before)
         raise
     else:
         if ended:
-            await _came_too_late(task)
+            await _came_too_late(task, before)
             raise PeerError(lost.result(), reconnect=True)
     finally:
+        left = True
         lost.remove_done_callback(end)
 
 
-async def _came_too_late(task: asyncio.Task[Any]) -> None:
-    # Our cancellation may be under way still: it must not hit what follows.
+async def _came_too_late(task: asyncio.Task[Any], before: int) -> None:
+    # Our cancellation may be under way still: it must not hit what follows. Anybody else's must.
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
-    task.uncancel()
+    if task.uncancel() > before:
+        raise asyncio.CancelledError
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from pamqp.header import ContentHeader
 
 from adapters import _amqp_frames as frames
 from adapters import amqp
+from adapters._amqp import ends_with
 from gateway import Accepted, Deferred, MessageError, Outcome, PeerError, Refused, Template
 from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, settle, until
 from tests.adapters.amqp_fake import ALL, FakeBroker
@@ -237,3 +239,59 @@ async def test_a_source_cancelled_at_any_moment_is_cancelled(broker: FakeBroker,
 
 async def _awaited(what: Any) -> Any:
     return await what
+
+
+# --- how a loss ends what uses the link
+
+
+async def test_a_loss_ends_a_body_that_only_waits_through_two_contexts_at_once() -> None:
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(lost.set_result, "gone")
+    with pytest.raises(PeerError, match="gone"):
+        async with ends_with(lost), ends_with(lost):
+            await asyncio.get_running_loop().create_future()
+    await asyncio.sleep(0)  # no cancellation is left over
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_a_loss_as_the_body_ends_cancels_nothing_after_it(turns: int) -> None:
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    with contextlib.suppress(PeerError):
+        async with ends_with(lost):
+            lost.set_result("gone")
+            with contextlib.suppress(asyncio.CancelledError):
+                await settle(turns)
+    await settle(3)
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+async def test_an_error_of_the_body_is_kept_when_the_link_is_lost_too() -> None:
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        async with ends_with(lost):
+            lost.set_result("gone")
+            try:
+                await settle(2)
+            finally:
+                raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await work()
+    await settle(3)
+
+
+async def test_who_is_cancelled_as_the_link_is_lost_stays_cancelled() -> None:
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        async with ends_with(lost):
+            await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(work())
+    await settle(2)
+    lost.set_result("gone")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
