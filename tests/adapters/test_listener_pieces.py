@@ -128,4 +128,6 @@ def test_nonsense_is_answered_in_http_or_not_at_all(parts: list[bytes], data: st
     heard, seen, ended = told(pieces)
     assert not heard or RESPONSE.match(heard)
     assert b"HTTP/1.1 500" not in heard
-    assert (heard, seen, ended) == told([whole])
+    # Of two faults in one head, which one is named depends on the cut.
+    again = told([whole])
+    assert (RESPONSE.findall(heard), seen, ended) == (RESPONSE.findall(again[0]), *again[1:])
