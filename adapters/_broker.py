@@ -28,6 +28,8 @@ from adapters._mqtt_packets import PacketError
 from gateway import Host, Limits
 
 log = logging.getLogger("gateway.mqtt_broker")
+for _library in ("amqtt", "transitions"):  # a line for each packet and each change of state
+    logging.getLogger(_library).setLevel(logging.WARNING)
 
 SESSIONS, SUBSCRIPTIONS, RETAINED, RETAINED_BYTES = 10_000, 1_000, 10_000, 64 * 1024**2
 PATIENCE_S = 10.0

@@ -6,6 +6,7 @@ of its session. Source: OASIS MQTT 3.1.1 and 5.0.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -31,6 +32,8 @@ PINGREQ = b"\xc0\x00"
 
 MAX_PACKET_BYTES = 64 * 1024**2 + 256 * 1024
 """The largest body that a route may take (64 MiB), with room for topic and properties."""
+
+logging.getLogger("gmqtt").setLevel(logging.WARNING)  # a line for each subscription
 
 _NOTHING: Mapping[str, Any] = {}
 _U16 = struct.Struct("!H")

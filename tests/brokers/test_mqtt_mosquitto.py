@@ -431,6 +431,25 @@ async def test_cancelling_a_send_leaves_the_link_to_the_others(
         await send(arriving(host, b"3"))
 
 
+async def test_cancelling_at_any_moment_leaves_nothing_behind(connection: Connection, host: FakeHost) -> None:
+    async def use() -> None:
+        async with opened(sink(connection), host) as send:
+            await send(arriving(host, b"x" * 100_000))
+            await source(connection).run(host, Inbox(host), lambda: None)
+
+    before = asyncio.all_tasks()
+    for steps in range(0, 90, 3):
+        task = asyncio.create_task(use())
+        for _ in range(steps):
+            await asyncio.sleep(0.0002)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+    assert asyncio.all_tasks() == before
+    async with opened(sink(connection), host) as send:
+        await send(arriving(host, b"still works"))
+
+
 async def test_a_route_that_ends_leaves_what_it_had_to_the_next_one(connection: Connection, host: FakeHost) -> None:
     async def never(message: Message) -> Outcome:
         await asyncio.Event().wait()
@@ -500,12 +519,12 @@ async def test_every_id_survives_kills_of_the_broker_but_those_that_it_forgot_af
     connection: Connection, host: FakeHost, broker: Mosquitto, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What Mosquitto had acknowledged and held in memory only when it was killed is its own loss, and counted apart."""
-    bodies = [b"%d" % number for number in range(3000)]
+    bodies = [b"%d" % number for number in range(10_000)]
     transfer = Transfer(connection, host, bodies)
     async with asyncio.TaskGroup() as tasks:
         receiver = tasks.create_task(transfer.receive())
         transmitter = tasks.create_task(transfer.transmit())
-        for killed_at in (700, 1500):
+        for killed_at in (2_500, 6_000):
             await until(partial(_reached, transfer.confirmed, killed_at))
             broker.kill()
             await broker.start()
