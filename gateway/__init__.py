@@ -2,7 +2,7 @@
 
 from gateway.clock import SystemClock
 from gateway.errors import ConfigError, MessageError, PeerError
-from gateway.expressions import Expression, PathTemplate, Template, TopicTemplate, UrlTemplate
+from gateway.expressions import PLACE, Expression, PathTemplate, Template, TopicTemplate, UrlTemplate
 from gateway.limits import Limits
 from gateway.message import (
     JSON,
@@ -45,6 +45,7 @@ from gateway.workers import Workers
 
 __all__ = [
     "JSON",
+    "PLACE",
     "Accepted",
     "Address",
     "AddressField",

@@ -192,6 +192,8 @@ def contains(whole: Any, part: Any) -> bool:
     if not isinstance(whole, str | list | tuple | Mapping):
         raise FaultError(f"can't look into {kind(whole)}, expected text, a list or an object")
     try:
+        if isinstance(part, float | Decimal) and isinstance(whole, list | tuple):
+            return any(compare("eq", one, part) for one in whole)
         return part in whole
     except TypeError as error:
         raise FaultError(f"can't look for {kind(part)} in {kind(whole)}") from error

@@ -35,7 +35,8 @@ from gateway.message import derived_id, rfc3339
 
 PLACE = "#place"
 """A name that a caller may give along, not readable in expressions: it tells apart the `uuid()` of one message that
-come from several evaluations, such as those of each element of a list."""
+come from several evaluations, such as those of each element of a list. Without it, the first `uuid()` of each text is
+the same within one message."""
 
 _NOT_CONSTANT = object()
 _FALSE = nodes.Const(False)  # noqa: FBT003 - Jinja2's own way

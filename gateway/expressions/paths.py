@@ -199,7 +199,14 @@ def against(word: str, left: Run, constant: Any) -> Run:
 def among(word: str, left: Run, constants: list[Any]) -> Run:
     """Whether a value is, or is not, one of some constants."""
     inside = word == "in"
-    return lambda message, names: (left(message, names) in constants) is inside
+
+    def run(message: Any, names: Any) -> bool:
+        value = left(message, names)
+        if value.__class__ is float:
+            value = decimal(value)
+        return (value in constants) is inside
+
+    return run
 
 
 def body_against(word: str, key: str | int, constant: int | str, slow: Run) -> Run:

@@ -133,8 +133,20 @@ class Template(Written):
             return
         self.constant = False
         if len(parts) == 1 and isinstance(parts[0], Hole):
-            self._value = in_scope(parts[0].run, scoped=scoped)
+            self._value = in_scope(_bounded(parts[0].run) if scoped else parts[0].run, scoped=scoped)
         self._write = in_scope(joined(parts, text_in), scoped=scoped)
+
+
+def _bounded(run: Run) -> Run:
+    """The same for a value that was made here, which may be a text that is too long for the route."""
+
+    def bounded(message: Any, names: Any) -> Any:
+        value = run(message, names)
+        if isinstance(value, str):
+            fits(len(value), message.formats.limits.template_output)
+        return value
+
+    return bounded
 
 
 def _refused_null(message: Any, names: Any) -> str:
@@ -175,7 +187,8 @@ def joined(parts: list[Part], put: Callable[[Any, Hole], str]) -> Run:
             written = part if isinstance(part, str) else _filled(part, put, message, names)
             length += len(written)
             texts.append(written)
-        fits(length, message.formats.limits.template_output)
+        if length > message.formats.limits.template_output:
+            fits(length, message.formats.limits.template_output)
         return "".join(texts)
 
     return run
@@ -186,7 +199,8 @@ def _ended(prefix: str, hole: Hole, put: Callable[[Any, Hole], str]) -> Run:
 
     def run(message: Any, names: Any) -> str:
         written = prefix + _filled(hole, put, message, names)
-        fits(len(written), message.formats.limits.template_output)
+        if len(written) > message.formats.limits.template_output:
+            fits(len(written), message.formats.limits.template_output)
         return written
 
     return run

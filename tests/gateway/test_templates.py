@@ -159,7 +159,12 @@ def test_a_template_that_cannot_be_compiled_is_refused_at_load_with_this_text(te
 
 
 def test_what_it_writes_has_the_limit_of_the_route() -> None:
-    for text in ("{{ body.a }}{{ body.b }}", "x{{ body.b }}", "{% if true %}{{ body.a }}{{ body.b }}{% endif %}"):
+    for text in (
+        "{{ body.a }}{{ body.b }}",
+        "x{{ body.b }}",
+        "{% if true %}{{ body.a }}{{ body.b }}{% endif %}",
+        "{{ body.a + body.b }}",
+    ):
         template = Template(text)
         formats = formats_with(Limits.model_validate({"template_output": "10B"}))
         fitting = Message(parsed={"a": "x", "b": "x" * 9}, formats=formats)
