@@ -81,6 +81,15 @@ def client(tls: ClientTls | None, *, timeout_s: float, connect_timeout_s: float,
         raise ConfigError(f"tls: the certificates can't be used: {error}") from error
 
 
+def modified(tls: ClientTls | None) -> tuple[int, ...]:
+    """When each file of these settings was last written; empty: one of them is being replaced right now."""
+    files = () if tls is None else (tls.ca, tls.certificate, tls.private_key)
+    try:
+        return tuple(file.stat().st_mtime_ns for file in files if file is not None)
+    except OSError:
+        return ()
+
+
 def peer_error(who: str, error: RequestError, *, timeout_s: float, connect_timeout_s: float) -> PeerError:
     """A failed request as a sentence that begins with `who`. The client's own texts hold the whole URL: not used."""
     causes = [cause["message"] for cause in (error.details.get("causes") or [])[1:]]

@@ -17,7 +17,7 @@ from pyreqwest.exceptions import RequestError
 from pyreqwest.http import Url
 
 from adapters._encoding import decompressed
-from adapters._http_client import cancellable, client, failure, peer_error, read
+from adapters._http_client import cancellable, client, failure, modified, peer_error, read
 from adapters._listener import Listener
 from adapters._paths import checked_pattern
 from adapters._request import JSON_TYPE, PROBLEM, Refusal, Request, header_lines, problem
@@ -316,6 +316,7 @@ class Sink(Settings):
         bodiless = self.method in ("GET", "HEAD")
         authorization = self._authorization()
         constant = Url(self.url.text) if self.url.constant else None
+        files = modified(self.tls)
 
         async def send(message: Message) -> Message | None:
             request = pool.request(self.method, constant or self._target(message))
@@ -334,10 +335,13 @@ class Sink(Settings):
                     async with request.headers(fields).build_streamed() as response:
                         reply = await read(response, message, host.limits, who)
             except RequestError as error:
-                raise peer_error(who, error, timeout_s=self.timeout, connect_timeout_s=self.connect_timeout) from error
-            failed = failure(who, reply, host.clock.time())
-            if failed is not None:
-                raise failed
+                failed = peer_error(who, error, timeout_s=self.timeout, connect_timeout_s=self.connect_timeout)
+                # A renewed certificate, of ours or of an authority, is read when the engine opens this anew.
+                failed.reconnect = modified(self.tls) != files
+                raise failed from error
+            refused = failure(who, reply, host.clock.time())
+            if refused is not None:
+                raise refused
             return reply
 
         return send

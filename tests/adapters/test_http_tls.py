@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
 from datetime import timedelta
@@ -101,6 +102,26 @@ async def test_a_handshake_that_does_not_come_is_cut(tmp_path: Path) -> None:
         peer(listening.address) as client,
     ):
         assert await client.closed()
+
+
+async def test_an_authority_that_was_renewed_is_read_when_the_sink_is_opened_anew(tmp_path: Path) -> None:
+    old, new = Authority(tmp_path, "old authority"), Authority(tmp_path, "new authority")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(old.ca.read_bytes())
+    host = FakeHost()
+    async with desk(tls=server(new.issue("server"))) as one:
+        sink = Sink.model_validate({"url": f"https://{one.address}/orders", "tls": {"ca": trusted}})
+        async with opened(sink, host) as send:
+            with pytest.raises(PeerError) as error:
+                await send(arriving(host))
+            assert not error.value.reconnect
+            trusted.write_bytes(new.ca.read_bytes())
+            os.utime(trusted, (1, 1))
+            with pytest.raises(PeerError) as error:
+                await send(arriving(host))
+            assert error.value.reconnect
+        async with opened(sink, host) as send:
+            assert await send(arriving(host)) is not None
 
 
 async def test_a_certificate_of_an_unknown_authority_is_a_sentence(tmp_path: Path) -> None:
