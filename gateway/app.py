@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from gateway.clock import SystemClock
 from gateway.config import Config, load
@@ -41,9 +40,11 @@ class App:
             ConfigError: one of them can't run as configured; those that had started are stopped.
         """
         try:
-            for configured in _targets_of_others_first(self.config):
+            for configured in self.config.routes.values():
                 route = self.routes[configured.name] = Route(configured, self.services)
-                await route.start()
+                await route.listen()
+            for route in self.routes.values():
+                route.open()
         except BaseException:
             await self.stop(grace_s=0)
             raise
@@ -95,28 +96,21 @@ class App:
         for name in [name for name in self.routes if name not in config.routes]:
             await self.routes.pop(name).stop(grace_s)
             done.append(f"{name}: stopped")
-        for configured in _targets_of_others_first(config):
+        fresh = []
+        for configured in config.routes.values():
             running = self.routes.get(configured.name)
             if running is None:
-                route = Route(configured, self.services)
-                await route.start()
-                self.routes[configured.name] = route
+                route = self.routes[configured.name] = Route(configured, self.services)
+                fresh.append(route)
+                await route.listen()
                 done.append(f"{configured.name}: started")
             elif running.configured != configured:
                 failpoint("reload.swapped")
                 await running.swap(configured, grace_s)
                 done.append(f"{configured.name}: changed")
+        for route in fresh:
+            route.open()
         return done
-
-
-def _targets_of_others_first(config: Config) -> list[Any]:
-    """Routes that others reach through a channel start before those, so that no first message finds nobody."""
-    readers = {
-        name
-        for name, route in config.routes.items()
-        if any("channel" in type(s).__module__ for s in route.settings.sources)
-    }
-    return sorted(config.routes.values(), key=lambda configured: configured.name not in readers)
 
 
 @asynccontextmanager

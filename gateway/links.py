@@ -35,6 +35,13 @@ def peer_error_in(error: BaseException) -> PeerError | None:
     return None
 
 
+def _go_on_unless_cancelled() -> None:
+    """Cancels anew when a component turned its cancellation into an error of its own: a loss just as we stop, say."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class Waits:
     """Growing waits between two tries of a link, with jitter: 0.1 s to 30 s, anew once a link was steady."""
 
@@ -78,6 +85,7 @@ class Link:
             while True:
                 self._waits.began()
                 error = await self._held_once()
+                _go_on_unless_cancelled()
                 self._observed.became(self._peer, "down", str(error))
                 self._down = str(error)
                 self._opened.set()  # who waits for the link to open hears that it did not
@@ -184,6 +192,7 @@ async def keep_running(
             error = found or PeerError(
                 str(raised) if isinstance(raised, ConfigError) else f"{peer.name}: the source failed; see the log"
             )
+        _go_on_unless_cancelled()
         observed.became(peer, "down", str(error))
         tried()
         await waits.after_failure(error.wait_s)

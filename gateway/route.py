@@ -55,13 +55,23 @@ class Route:
         return self._delivering
 
     async def start(self) -> None:
-        """Opens targets, then sources. Returns once every source is ready or has found its peer away.
+        """`listen`, then `open`: for a route alone."""
+        await self.listen()
+        self.open()
+
+    async def listen(self) -> None:
+        """Starts the sources; what they take waits at the gate. Returns once each is ready or found its peer away.
 
         Raises:
             ConfigError: a source can't run as configured, such as an address in use.
         """
-        self._start_inside()
+        self.gate.close(stopping=False)
         await self._start_sources()
+
+    def open(self) -> None:
+        """Opens the targets and lets messages in. Call it once all routes listen: targets may be among them."""
+        self._start_inside()
+        self.gate.reopen()
 
     def _start_inside(self) -> None:
         self._inside.start()
@@ -101,7 +111,6 @@ class Route:
             for task in self._sources:
                 if task.done():
                     await self._stop_sources()
-                    await self._inside.stop()
                     task.result()
             waiting -= done
             if not done:
