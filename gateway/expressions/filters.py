@@ -80,6 +80,10 @@ def _order(values: list[Any], *, case_sensitive: bool, reverse: bool = False) ->
 # --- filters of any value
 
 
+def _elements(scope: Scope, value: Any) -> list[Any]:
+    return _list(scope, value)
+
+
 def _default(scope: Scope, value: Any, default: Any = "", boolean: Any = False) -> Any:
     return default if isinstance(value, Missing) or (boolean and not value) else value
 
@@ -126,10 +130,10 @@ def _round(scope: Scope, value: Any, precision: Any = 0, method: Any = "common")
     """Rounded to that many digits after the point; `common` takes a half to the even neighbour, as Jinja2 does."""
     if method not in _ROUNDINGS:
         raise FaultError("the method of round is one of common, ceil, floor")
-    if isinstance(value, int) and precision >= 0:
-        return value
     if abs(small(precision, "the precision")) > 100:
         raise FaultError("the precision of round is at most 100 digits")
+    if isinstance(value, int) and precision >= 0:
+        return value
     rounded = number(value).quantize(Decimal(1).scaleb(-precision), rounding=_ROUNDINGS[method], context=EXACT)
     return rounded if precision >= 0 else rounded.quantize(1, context=EXACT)
 
@@ -251,20 +255,24 @@ def _map(scope: Scope, value: Any, apply: Any = None, *args: Any, attribute: Any
 def _chosen(*, keep: bool, by_attribute: bool) -> Filter:
     """select, reject, selectattr, rejectattr: by a test, or by being true."""
 
-    def choose(scope: Scope, value: Any, *args: Any) -> list[Any]:
+    def choose(scope: Scope, value: Any, test: Any = holds, *others: Any) -> list[Any]:
+        return chosen(scope, value, None, test, *others)
+
+    def choose_by(scope: Scope, value: Any, attribute: Any, test: Any = holds, *others: Any) -> list[Any]:
+        return chosen(scope, value, _attribute(attribute), test, *others)
+
+    def chosen(scope: Scope, value: Any, read: Any, test: Any, *others: Any) -> list[Any]:
         values = _list(scope, value, work=2)
-        read = _attribute(args[0]) if by_attribute else None
-        test, *others = args[by_attribute:] or [holds]
-        chosen = []
+        found = []
         for index, one in enumerate(values):
             tested = one if read is None else read(index, one)
             if isinstance(tested, Missing) and test not in (defined, undefined):
                 raise tested.error()
             if bool(test(scope, tested, *others)) is keep:
-                chosen.append(one)
-        return chosen
+                found.append(one)
+        return found
 
-    return choose
+    return choose_by if by_attribute else choose
 
 
 FILTERS: dict[str, Filter] = {
@@ -283,7 +291,7 @@ FILTERS: dict[str, Filter] = {
     "join": _join,
     "last": _edge("last", -1),
     "length": _length,
-    "list": _list,
+    "list": _elements,
     "map": _map,
     "max": _extreme("max", -1),
     "min": _extreme("min", 0),

@@ -72,6 +72,7 @@ class Scope(dict[str, Any]):
 
     def spend(self, work: int) -> None:
         """Counts elements visited or characters made. Raises FaultError when it is too much."""
+        assert work >= 0
         self._work += work
         if self._work > WORK_MAX:
             raise FaultError(f"it takes more than {WORK_MAX} steps; do less at once, or use a python step")

@@ -12,18 +12,24 @@ from urllib.parse import quote
 
 from gateway.expressions.arithmetic import effort, number, small
 from gateway.expressions.methods import join, replace
-from gateway.expressions.sandbox import FaultError, Scope, json, text
+from gateway.expressions.sandbox import FaultError, Scope, json, kind, text
 
 
 def _of_text(method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(scope: Scope, value: Any, *args: Any) -> Any:
-        if not all(isinstance(arg, str) for arg in args):
-            raise FaultError("its arguments are texts")
+    def call(scope: Scope, value: Any) -> Any:
         written = text(value)
         scope.spend(effort(written))
-        return method(written, *args)
+        return method(written)
 
     return call
+
+
+def _trim(scope: Scope, value: Any, chars: Any = None) -> str:
+    if not isinstance(chars, str | None):
+        raise FaultError(f"trim takes the signs to cut off as text, got {kind(chars)}")
+    written = text(value)
+    scope.spend(effort(written))
+    return written.strip(chars)
 
 
 _WORDS = re.compile(r"([-\s({\[<]+)")
@@ -117,7 +123,7 @@ TEXT_FILTERS: dict[str, Callable[..., Any]] = {
     "string": _string,
     "title": _of_text(_title),
     "tojson": _tojson,
-    "trim": _of_text(str.strip),
+    "trim": _trim,
     "truncate": _truncate,
     "upper": _of_text(str.upper),
     "urlencode": _urlencode,

@@ -88,12 +88,17 @@ def apply_by_name(node: nodes.Filter) -> None:
     name = getattr(node.args[place], "value", None)
     if not isinstance(name, str):
         raise ConfigError(f"{node.name} takes the name of a {'filter' if place == 0 else 'test'} as constant text")
-    node.args[place] = nodes.Const(find(name))
+    found = find(name)
+    _refuse_arguments(name, found, node.args[place + 1 :], node.kwargs)
+    node.args[place] = nodes.Const(found)
 
 
 def refuse_arguments(node: nodes.Filter | nodes.Test, apply: Callable[..., Any]) -> None:
+    _refuse_arguments(node.name, apply, node.args, node.kwargs)
+
+
+def _refuse_arguments(name: str, apply: Callable[..., Any], args: list[Any], named: list[Any]) -> None:
     try:
-        named: dict[str, Any] = {str(pair.key): None for pair in node.kwargs}
-        inspect.signature(apply).bind(None, None, *node.args, **named)
+        inspect.signature(apply).bind(None, None, *args, **{str(pair.key): None for pair in named})
     except TypeError as error:
-        raise ConfigError(f"{node.name}: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error

@@ -158,6 +158,7 @@ VALUES = [
     ("'hello' | truncate(3, true, '', 0)", "hel"),
     ("'ann lee' | title", "Ann Lee"),
     ("'  x ' | trim", "x"),
+    ("'--x-' | trim('-')", "x"),
     ("'ann' | capitalize", "Ann"),
     ("'a b c' | wordcount", 3),
     ("'a b/ü' | urlencode", "a%20b/%C3%BC"),
@@ -288,6 +289,8 @@ MISTAKES = [
     ("{{ body.id }}", "{{ body.id }}: an expression is written bare here, without {{ }}"),
     ("'a' if body.id", "'…' if body.id: an if without else has no value when it does not hold: add an else"),
     ("body.id | replace('a')", "body.id | replace('…'): replace: missing a required argument: 'new'"),
+    ("body.items | selectattr", "body.items | selectattr: selectattr: missing a required argument: 'attribute'"),
+    ("body.id | upper('a')", "body.id | upper('…'): upper: too many positional arguments"),
     ("body.id | default(1, 2, 3)", "body.id | default(1, 2, 3): default: too many positional arguments"),
     ("body.id | lower(*body.x)", "body.id | lower(*body.x): arguments can't be unpacked with * here"),
 ]  # fmt: skip

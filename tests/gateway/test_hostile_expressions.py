@@ -78,6 +78,7 @@ REFUSED_AT_LOAD = [
     "'\\t'.expandtabs(10 ** 9)",
     "'%99999999d' | format(1)",
     "'x' | center(10 ** 9)",
+    "body.list | list(-(10 ** 9))",
     "'x' | indent(10 ** 9)",
     "'x' | wordwrap(1, wrapstring=body.big)",
     "lipsum(10 ** 9)",
