@@ -43,9 +43,8 @@ from gateway import (
     Workers,
     duration,
 )
-from gateway.errors import Refusal as Code
 
-_STATUS: Mapping[Code, int] = {
+_STATUS: Mapping[str, int] = {
     "refused": 422,
     "malformed": 400,
     "too_large": 413,
@@ -224,7 +223,7 @@ def _reply(request: Request, reply: Message) -> None:
         request.answer(status, body, lines)
 
 
-def _refuse(request: Request, code: Code, reason: str, message_id: str | None) -> None:
+def _refuse(request: Request, code: str, reason: str, message_id: str | None) -> None:
     status = _STATUS[code]
     if code == "internal":
         reason = "the gateway failed on this message; its operator finds why by the id"
