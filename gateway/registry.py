@@ -19,6 +19,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ErrorType
 
 from gateway.errors import ConfigError, MessageError
+from gateway.expressions import plug_filters
 from gateway.limits import Limits
 from gateway.message import Formats, Tree
 from gateway.ports import Format
@@ -107,8 +108,11 @@ def read_component(
     elif isinstance(given, dict):
         settings = given
     else:
-        shown = "nothing" if given is None else type(given).__name__
-        raise _wrong((word,), f"expected the settings of {word} as key: value, got {shown}")
+        if given is None:
+            raise _wrong(
+                (word,), f"expected the settings of {word} as key: value, got nothing; write {word}: {{}} for none"
+            )
+        raise _wrong((word,), f"expected the settings of {word} as key: value, got {type(given).__name__}")
     try:
         if "connection" in found.model_fields:
             settings = _with_connection(found, word, settings, context)
@@ -379,3 +383,13 @@ class _Formats:
 def formats_with(limits: Limits) -> Formats:
     """All formats, by content type, that keep to these limits."""
     return _Formats(limits)
+
+
+def _filter(name: str) -> Callable[..., Any] | None:
+    """A filter that a format lends to expressions: `hl7` and `hl7_time` are in `filters` of `transforms/hl7.py`."""
+    found = module("transforms", name.partition("_")[0])
+    filters: dict[str, Callable[..., Any]] = getattr(found, "filters", {})
+    return filters.get(name)
+
+
+plug_filters(_filter)

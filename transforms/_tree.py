@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
-from gateway import ConfigError, Expression, Message, MessageError, Template, Tree, loading
+from gateway import PLACE, ConfigError, Expression, Message, MessageError, Template, Tree, loading
 
 Names = Mapping[str, Any]
 _Make = Callable[[Message, Names], Any]
@@ -177,6 +177,7 @@ def _loop(value: dict[str, Any], names: frozenset[str], place: str) -> _Make:
             for index, item in enumerate(items):
                 inner[name] = item
                 inner["index"] = index
+                inner[PLACE] = f"{names.get(PLACE, '')}/{index}"  # so that uuid() differs from element to element
                 made.append(do(message, inner))
         except MessageError as error:
             _place(f"{place}.do", error, f" (at index {len(made)})")
