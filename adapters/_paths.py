@@ -42,6 +42,11 @@ def parameters(pattern: str) -> tuple[str, ...]:
     return tuple(found[1] for segment in pattern.split("/") if (found := _PARAMETER.fullmatch(segment)))
 
 
+def shape(pattern: str) -> str:
+    """The pattern without the names of its parameters: two patterns of one shape take the same paths."""
+    return "/".join("{}" if _PARAMETER.fullmatch(segment) else segment for segment in pattern.split("/"))
+
+
 def decoded_segments(path: str) -> list[str]:
     """The segments of a raw request path behind its first slash, each percent-decoded once.
 

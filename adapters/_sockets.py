@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from gateway import Address, ClientTls, Limits, ListenAt, PeerError, client_context, server_context
+from gateway import Address, ClientTls, ConfigError, Limits, ListenAt, PeerError, client_context, server_context
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -90,8 +90,7 @@ async def listen(
     """A server, listening.
 
     Raises:
-        PeerError: the address can't be had now.
-        ConfigError: the certificate or its key can't be used.
+        ConfigError: the address can't be had, or the certificate or its key can't be used.
     """
     secured: dict[str, Any] = {}
     if at.tls is not None:
@@ -100,7 +99,7 @@ async def listen(
     try:
         return await loop.create_server(make, at.address.host, at.address.port, backlog=1024, **secured)
     except OSError as error:
-        raise PeerError(f"{who}: can't listen: {reason(error)}; is another program or route on {at}?") from error
+        raise ConfigError(f"{who}: can't listen: {reason(error)}; is another program or route on {at}?") from error
 
 
 def lost(who: str, error: Exception | None) -> PeerError:

@@ -129,9 +129,12 @@ class Source(Settings):
 
     async def _move(self, path: Path, folder: Path, host: Host) -> None:
         """Moves a file that is settled. While that fails we wait here: read again, it would be sent again."""
-        while path.exists():
+        while True:
             try:
                 await asyncio.to_thread(move_into, path, folder)
+                return
+            except FileNotFoundError:  # somebody else took it away
+                return
             except OSError as error:
                 log.warning(
                     "file not moved",

@@ -19,7 +19,7 @@ from pyreqwest.http import Url
 from adapters._encoding import decompressed
 from adapters._http_client import cancellable, client, failure, modified, peer_error, read
 from adapters._listener import Listener
-from adapters._paths import checked_pattern
+from adapters._paths import checked_pattern, shape
 from adapters._request import JSON_TYPE, PROBLEM, Refusal, Request, header_lines, problem
 from gateway import (
     JSON,
@@ -121,11 +121,18 @@ class Source(Settings):
         """Senders are told the outcome."""
         return True
 
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """Its methods at its path: other routes may have others on the same address."""
+        if self.listen.address.port == 0:
+            return ()
+        return tuple(f"http {self.listen} {method} {shape(self.path)}" for method in self.methods)
+
     async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
         """Answers at the path until cancelled.
 
         Raises:
-            PeerError: the address can't be had now.
+            ConfigError: the address can't be had.
         """
 
         async def work(request: Request) -> None:

@@ -22,6 +22,7 @@ from gateway import (
     JSON,
     Accepted,
     Address,
+    ConfigError,
     Deferred,
     Deliver,
     Duration,
@@ -29,7 +30,6 @@ from gateway import (
     Listen,
     ListenAt,
     Message,
-    PeerError,
     Principal,
     Refused,
     Secret,
@@ -135,7 +135,9 @@ class Connection(Settings):
                 start_serving=False,
             )
         except OSError as error:
-            raise PeerError(f"mqtt_broker: can't listen on {at}: {reason(error)}; is another program there?") from error
+            raise ConfigError(
+                f"mqtt_broker: can't listen on {at}: {reason(error)}; is another program there?"
+            ) from error
 
 
 class RunningBroker:

@@ -18,7 +18,19 @@ from adapters import mqtt, mqtt_broker
 from adapters._broker_client import IN_FLIGHT, QUEUED
 from adapters._broker_door import check, read_connect
 from adapters._mqtt_packets import Outgoing, PacketError, Packets, Will, Writer
-from gateway import Accepted, Deferred, Limits, ListenAt, Message, Outcome, PeerError, Principal, Refused, TopicTemplate
+from gateway import (
+    Accepted,
+    ConfigError,
+    Deferred,
+    Limits,
+    ListenAt,
+    Message,
+    Outcome,
+    PeerError,
+    Principal,
+    Refused,
+    TopicTemplate,
+)
 from gateway.settings import Address, ClientTls, ServerTls
 from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
 from tests.certificates import Authority
@@ -539,7 +551,7 @@ async def test_tls_and_client_certificates_open_the_broker_to_other_machines(tmp
 async def test_an_address_in_use_is_a_sentence(host: FakeHost) -> None:
     async with broker(host) as found:
         taken = at(listen=ListenAt(found.address))
-        with pytest.raises(PeerError, match="can't listen on"):
+        with pytest.raises(ConfigError, match="can't listen on"):
             async with taken.open(host):
                 pass
 

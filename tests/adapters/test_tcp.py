@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from adapters import tcp
-from gateway import Accepted, Deferred, Limits, Message, Outcome, PeerError, Refused, Source
+from gateway import Accepted, ConfigError, Deferred, Limits, Message, Outcome, PeerError, Refused, Source
 from gateway.testing import FakeHost, Inbox, ManualClock, running, settle, until
 from tests.adapters.test_frames import fix
 
@@ -508,7 +508,7 @@ async def connected_after(source: Any, port: int) -> AsyncIterator[tuple[Peer, C
 async def test_an_address_that_is_taken_is_a_sentence() -> None:
     host, port = FakeHost(), free_port()
     async with running(silent(port), Inbox(host), host):
-        with pytest.raises(PeerError, match=f"^tcp 127.0.0.1:{port}: can't listen: .*in use.*is another program"):
+        with pytest.raises(ConfigError, match=f"^tcp 127.0.0.1:{port}: can't listen: .*in use.*is another program"):
             await silent(port).run(host, Inbox(host), lambda: None)
 
 
