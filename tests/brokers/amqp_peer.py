@@ -76,6 +76,20 @@ def failing(host: FakeHost) -> Callable[[amqp.Source], Awaitable[PeerError]]:
     return failure
 
 
+async def until_recovered(rabbitmq: RabbitMq, queue: str) -> None:
+    """Returns once a durable queue is back after a start: the broker may listen before it has read all of it."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await count(rabbitmq, queue)
+            except aio_pika.exceptions.ChannelNotFoundEntity as error:
+                if "no queue" in str(error):
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
 async def awaited(what: Awaitable[Any]) -> Any:
     """Makes a coroutine of anything that can be awaited, for `create_task`."""
     return await what

@@ -14,7 +14,18 @@ from adapters import amqp
 from adapters._amqp_declare import ExchangeDeclaration, QueueDeclaration
 from gateway import Accepted, Limits, Message, Outcome, PeerError, Template
 from gateway.testing import FakeHost, Inbox, arriving, running, until
-from tests.brokers.amqp_peer import awaited, broker, count, failing, make_queue, peer, put, take_all, unique
+from tests.brokers.amqp_peer import (
+    awaited,
+    broker,
+    count,
+    failing,
+    make_queue,
+    peer,
+    put,
+    take_all,
+    unique,
+    until_recovered,
+)
 from tests.brokers.proxy import proxied
 from tests.brokers.rabbitmq import RabbitMq
 
@@ -335,6 +346,7 @@ async def test_what_was_reported_delivered_survives_kill_9(rabbitmq: RabbitMq) -
     await asyncio.gather(*senders)
     assert all(error.reconnect for error in failed)
     await asyncio.to_thread(rabbitmq.start)
+    await until_recovered(rabbitmq, queue)
     kept = [got.message_id for got in await take_all(rabbitmq, queue)]
     missing = delivered - set(kept)
     assert len(delivered) > 5_000
@@ -362,6 +374,7 @@ async def test_what_was_not_acknowledged_comes_again_after_kill_9(rabbitmq: Rabb
     with pytest.raises(PeerError):
         await asyncio.wait_for(task, 5)
     await asyncio.to_thread(rabbitmq.start)
+    await until_recovered(rabbitmq, queue)
     again = Inbox(host)
     async with running(source, again, host):
         await until(lambda: {int(message.body) for message in again.messages} >= set(range(1, 60, 2)))
