@@ -227,8 +227,11 @@ class Shares:
         loop = asyncio.get_running_loop()
         scope = asyncio.timeout(None)
 
+        inside = True
+
         def notice(_lost: asyncio.Future[None]) -> None:
-            scope.reschedule(loop.time())
+            if inside:  # a callback that is scheduled already can't be taken back
+                scope.reschedule(loop.time())
 
         try:
             value = await asyncio.shield(entry.value)
@@ -237,6 +240,7 @@ class Shares:
                 try:
                     yield value
                 finally:
+                    inside = False
                     entry.lost.remove_done_callback(notice)
         except TimeoutError:
             if not scope.expired():
