@@ -1,0 +1,377 @@
+"""The journal's tables as its one writer changes them: what comes in, what ends, and the books. Runs in its thread.
+
+Everything here happens inside a transaction that the writer began; after it `committed` or `rolled_back` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import apsw
+
+from adapters._sqlite_records import (
+    DEAD,
+    DELIVERED,
+    EXPIRED,
+    PENDING,
+    STATES,
+    STORED,
+    DamagedError,
+    id_key,
+    id_text,
+    message_of,
+    reason_blob,
+    search_text,
+)
+from gateway.failpoints import failpoint
+from gateway.journal import Reason, State
+
+CHUNK = 64
+"""Rows in one statement: each step into SQLite costs a change of hands between threads."""
+KNOWN = 32_768
+"""How many open messages are known by id without a look into the tables, twice."""
+OPEN_DELIVERIES = len(STATES)
+"""In `counts`, beside the states: how many deliveries of a route are pending."""
+ZONE_BITS = 12
+_CLOCK = (0, 0)
+_NEXT = (0, 1)
+
+
+class Place(NamedTuple):
+    """Where a stored message stands."""
+
+    seq: int
+    route: int
+    urgency: int
+    turn: int
+
+
+@cache
+def _insert_messages(count: int) -> str:
+    return (
+        "INSERT OR IGNORE INTO messages (seq, route, urgency, crc, received, id, correlation, envelope, body) VALUES "
+        + ",".join(["(?,?,?,?,?,?,?,?,?)"] * count)
+    )
+
+
+@cache
+def _insert_states(count: int) -> str:
+    return "INSERT INTO states (seq, route, state, at, trace) VALUES " + ",".join([f"(?,?,{DELIVERED},?,?)"] * count)
+
+
+@cache
+def _delete_stored(count: int) -> str:
+    return f"DELETE FROM stored WHERE route = ? AND urgency = ? AND turn IN ({','.join('?' * count)})"
+
+
+@cache
+def _upsert_counts(count: int) -> str:
+    return (
+        f"INSERT INTO counts (route, state, n) VALUES {','.join(['(?,?,?)'] * count)} "
+        "ON CONFLICT (route, state) DO UPDATE SET n = excluded.n"
+    )
+
+
+class Tables:
+    """What is in the file, for the writer."""
+
+    def __init__(self, connection: apsw.Connection, now: Callable[[], float]) -> None:
+        self.connection = connection
+        self.execute = connection.execute
+        self.now = now
+        self.routes: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+        self.counts: dict[tuple[int, int], int] = {}
+        """By route and state, as committed. Read by other threads: never changed in place but key by key."""
+        self.clock_s = 0.0
+        """Journal time as last persisted."""
+        self.urgent: dict[int, int] = {}
+        self.sweep_from = 0
+        """No message before this one can be removed."""
+        self._next = 1
+        self._deltas: dict[tuple[int, int], int] = {}
+        self._known: dict[str, Place] = {}
+        self._older: dict[str, Place] = {}
+        self._zone: tuple[int, float, float] | None = None
+        self._load()
+
+    def _load(self) -> None:
+        self.routes = {name: route for route, name in self.execute("SELECT route, name FROM routes")}
+        self.names = {route: name for name, route in self.routes.items()}
+        counts = {(route, state): n for route, state, n in self.execute("SELECT route, state, n FROM counts")}
+        self.clock_s = counts.pop(_CLOCK, 0) / 1000
+        highest = self.execute("SELECT max(seq) FROM messages").get or 0
+        self._next = max(self._next, counts.pop(_NEXT, 1), highest + 1)
+        self.counts = counts
+
+    # -- transactions ------------------------------------------------------------------------------------------------
+
+    def close_books(self) -> None:
+        """Writes what the transaction changed in the counts: the last thing before it is committed."""
+        rows: list[int] = [*_CLOCK, int(self.now() * 1000), *_NEXT, self._next]
+        for key, delta in self._deltas.items():
+            rows += (*key, self.counts.get(key, 0) + delta)
+        self.execute(_upsert_counts(len(rows) // 3), rows)
+
+    def committed(self) -> None:
+        """The transaction is durable."""
+        for key, delta in self._deltas.items():
+            self.counts[key] = self.counts.get(key, 0) + delta
+        self._deltas.clear()
+
+    def rolled_back(self) -> None:
+        """The transaction is undone."""
+        self._deltas.clear()
+        self._known.clear()
+        self._older.clear()
+        self._zone = None
+        self._load()
+
+    def count(self, route: int, state: int, change: int) -> None:
+        """Notes that the route has so many more messages in that state."""
+        key = route, state
+        self._deltas[key] = self._deltas.get(key, 0) + change
+
+    def next_turn(self) -> int:
+        """A number that is higher than all before, never given twice."""
+        turn = self._next
+        self._next = turn + 1
+        return turn
+
+    def route_number(self, name: str) -> int:
+        """The number of a route, given to it at its first message."""
+        number = self.routes.get(name)
+        if number is None:
+            number = self.execute("INSERT INTO routes (name) VALUES (?) RETURNING route", (name,)).get
+            self.routes[name] = number
+            self.names[number] = name
+        return number
+
+    # -- what comes in -----------------------------------------------------------------------------------------------
+
+    def append(self, arrivals: Sequence[Sequence[Any]]) -> list[bool]:
+        """Stores messages: (route's name, id, what follows the route in a row). False for ids that are there."""
+        first = self._next
+        seq = first
+        rows: list[Any] = []
+        known = self._known
+        low = high = arrivals[0][5]
+        for name, id, urgency, crc, key, received, correlation, envelope, body in arrivals:
+            route = self.routes.get(name) or self.route_number(name)
+            rows += (seq, route, urgency, crc, received, key, correlation, envelope, body)
+            known[id] = Place(seq, route, urgency, seq)
+            low, high = min(low, received), max(high, received)
+            self._deltas[route, STORED] = self._deltas.get((route, STORED), 0) + 1
+            seq += 1
+        self._next = seq
+        inserted = 0
+        for at in range(0, len(rows), 9 * CHUNK):
+            chunk = rows[at : at + 9 * CHUNK]
+            self.execute(_insert_messages(len(chunk) // 9), chunk)
+            inserted += self.connection.changes()
+        self.execute(
+            "INSERT INTO stored SELECT route, urgency, seq, seq, 0 FROM messages WHERE seq BETWEEN ? AND ?",
+            (first, seq - 1),
+        )
+        self._note_times(first, seq - 1, low, high)
+        if len(known) > KNOWN:
+            self._older, self._known = known, {}
+        if inserted == len(arrivals):
+            return [True] * inserted
+        return [self._is_new(arrival, first + index) for index, arrival in enumerate(arrivals)]
+
+    def _is_new(self, arrival: Sequence[Any], seq: int) -> bool:
+        there = self.execute("SELECT seq FROM messages WHERE id = ?", (arrival[4],)).get
+        if there == seq:
+            return True
+        self._known.pop(arrival[1], None)
+        self.count(self.routes[arrival[0]], STORED, -1)
+        return False
+
+    def _note_times(self, first: int, last: int, low: float, high: float) -> None:
+        """Keeps the earliest and latest time of each 4096 messages, so that a search by time skips the others."""
+        for zone in range(first >> ZONE_BITS, (last >> ZONE_BITS) + 1):
+            known = self._zone
+            if known is not None and known[0] == zone and known[1] <= low and known[2] >= high:
+                continue
+            self._zone = self.execute(
+                "INSERT INTO zones VALUES (?, ?, ?) ON CONFLICT (zone) DO UPDATE "
+                "SET low = min(low, excluded.low), high = max(high, excluded.high) RETURNING zone, low, high",
+                (zone, low, high),
+            ).get
+
+    def bury(self, arrival: Sequence[Any], reason: Reason) -> None:
+        """Stores a message as a dead letter; one that is there stays as it is."""
+        failpoint("journal.dead_letter")
+        if self.append([arrival])[0]:
+            self.finish(arrival[1], DEAD, None, reason)
+
+    # -- what ends ---------------------------------------------------------------------------------------------------
+
+    def place(self, id: str) -> Place | None:
+        """Where a message stands whose steps are not finished; None: it is not there, or further on."""
+        place = self._known.get(id) or self._older.get(id)
+        if place is not None:
+            return place
+        found = self.execute(
+            "SELECT m.seq, m.route, m.urgency, s.turn FROM messages m JOIN stored s ON s.route = m.route "
+            "AND s.urgency = m.urgency AND s.turn = coalesce(m.turn, m.seq) WHERE m.id = ?",
+            (id_key(id),),
+        ).fetchone()
+        return None if found is None else Place(*found)
+
+    def know(self, id: str, place: Place) -> None:
+        """Keeps the place of a message that will soon end."""
+        self._known[id] = place
+        if len(self._known) > KNOWN:
+            self._older, self._known = self._known, {}
+
+    def forget(self, id: str) -> None:
+        """Its place is not what it was."""
+        self._known.pop(id, None)
+        self._older.pop(id, None)
+
+    def take(self, id: str) -> Place | None:
+        """Removes a message from those that are stored, so that it becomes something else."""
+        place = self.place(id)
+        if place is None:
+            return None
+        self.forget(id)
+        self.execute(_delete_stored(1), (place.route, place.urgency, place.turn))
+        self.count(place.route, STORED, -1)
+        return place
+
+    def take_number(self, seq: int) -> Place | None:
+        """The same, for a message whose id may not be what it was."""
+        found = self.execute(
+            "SELECT m.id, m.seq, m.route, m.urgency, s.turn FROM messages m JOIN stored s ON s.route = m.route "
+            "AND s.urgency = m.urgency AND s.turn = coalesce(m.turn, m.seq) WHERE m.seq = ?",
+            (seq,),
+        ).fetchone()
+        if found is None:
+            return None
+        place = Place(*found[1:])
+        self.know(id_text(found[0]), place)
+        return self.take(id_text(found[0]))
+
+    def finish_all(self, ends: Sequence[tuple[str, int, bytes | None, Reason | None]]) -> None:
+        """Ends stored messages: (id, state, trace, reason)."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        rows: list[Any] = []
+        known, older = self._known, self._older
+        now = self.now()
+        seen: set[str] = set()
+        for id, state, trace, reason in ends:
+            if id in seen:
+                continue
+            seen.add(id)
+            place = known.pop(id, None) or older.pop(id, None)
+            if state != DELIVERED or place is None:
+                self.finish(id, state, trace, reason, place)
+                continue
+            group = place[1], place[2]
+            if group in groups:
+                groups[group].append(place[3])
+            else:
+                groups[group] = [place[3]]
+            rows += (place[0], place[1], now, trace)
+        for (route, urgency), turns in groups.items():
+            for at in range(0, len(turns), CHUNK):
+                chunk = turns[at : at + CHUNK]
+                self.execute(_delete_stored(len(chunk)), (route, urgency, *chunk))
+            self.count(route, STORED, -len(turns))
+            self.count(route, DELIVERED, len(turns))
+        for at in range(0, len(rows), 4 * CHUNK):
+            some = rows[at : at + 4 * CHUNK]
+            self.execute(_insert_states(len(some) // 4), some)
+        if rows:
+            self.sweep_from = min(self.sweep_from, min(rows[::4]))
+
+    def finish(
+        self, id: str, state: int, trace: bytes | None, reason: Reason | None, place: Place | None = None
+    ) -> None:
+        """Ends one message, whatever its state; one that is final already stays as it is."""
+        if state == DEAD:
+            failpoint("journal.dead_letter")
+        if place is not None:
+            self.know(id, place)
+        place = self.take(id)
+        if place is None:
+            self._close_pending(id, state, trace, reason)
+            return
+        if state == DELIVERED:
+            self.execute(_insert_states(1), (place.seq, place.route, self.now(), trace))
+            self.count(place.route, DELIVERED, 1)
+            self.sweep_from = min(self.sweep_from, place.seq)
+            return
+        self.set_state(place.seq, place.route, state, reason, trace=trace)
+
+    def _close_pending(self, id: str, state: int, trace: bytes | None, reason: Reason | None) -> None:
+        found = self.execute(
+            "SELECT seq, s.route FROM messages m JOIN states s USING (seq) WHERE m.id = ? AND s.state = 1",
+            (id_key(id),),
+        ).fetchone()
+        if found is None:
+            return
+        seq, route = found
+        self.execute("UPDATE deliveries SET state = ?, due_at = NULL WHERE seq = ? AND state = 1", (state, seq))
+        self.count(route, OPEN_DELIVERIES, -self.connection.changes())
+        self.add_trace(seq, trace)
+        self.count(route, PENDING, -1)
+        self.change_state(seq, route, state, reason)
+
+    def set_state(
+        self, seq: int, route: int, state: int, reason: Reason | None, *, trace: bytes | None = None, open: int = 0
+    ) -> None:
+        """Writes the state of a message that was stored until now."""
+        envelope, received = self.execute("SELECT envelope, received FROM messages WHERE seq = ?", (seq,)).fetchone()
+        try:
+            search = search_text(message_of(envelope, None))
+        except DamagedError:
+            search = ""
+        self.execute(
+            "INSERT INTO states (seq, route, state, at, trace, open, received, kind, reason, search) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                seq,
+                route,
+                state,
+                self.now(),
+                trace,
+                open,
+                received,
+                _kind(reason, state),
+                reason_blob(reason),
+                search.encode("utf-8", "replace").decode(),
+            ),
+        )
+        self.count(route, state, 1)
+        self.sweep_from = min(self.sweep_from, seq)
+
+    def change_state(self, seq: int, route: int, state: int, reason: Reason | None) -> None:
+        """Gives another state to a message that has one; counts it there, not where it was."""
+        self.execute(
+            "UPDATE states SET state = ?, at = ?, open = 0, kind = ?, reason = ? WHERE seq = ?",
+            (state, self.now(), _kind(reason, state), reason_blob(reason), seq),
+        )
+        self.count(route, state, 1)
+        self.sweep_from = min(self.sweep_from, seq)
+
+    def add_trace(self, seq: int, trace: bytes | None) -> None:
+        """Adds a piece to the history of a message that is not at its end."""
+        if trace is not None:
+            self.execute("INSERT INTO traces (seq, trace) VALUES (?, ?)", (seq, trace))
+
+    def books(self) -> dict[str, dict[State, int]]:
+        """How many messages of each route are in each state, as committed. May be called from any thread."""
+        books: dict[str, dict[State, int]] = {}
+        for (route, state), count in self.counts.copy().items():
+            if state < OPEN_DELIVERIES:
+                books.setdefault(self.names[route], {})[STATES[state]] = count
+        return books
+
+
+def _kind(reason: Reason | None, state: int) -> str | None:
+    return reason.kind if reason is not None else "expired" if state == EXPIRED else None

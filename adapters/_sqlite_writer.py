@@ -1,0 +1,301 @@
+"""The one thread that writes the journal: takes what waits, applies it in one transaction, and says that it is durable.
+
+Whoever waits is woken by one call into the loop per commit. What happens on a full disk and on a broken one is decided
+here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apsw
+
+from adapters._sqlite_changes import End, Expansion, Prepared, apply
+from adapters._sqlite_retention import Upkeep
+from adapters._sqlite_schema import no_room
+from adapters._sqlite_tables import Tables
+from gateway.failpoints import failpoint
+from gateway.journal import JournalBrokenError, JournalFullError
+
+log = logging.getLogger("gateway.journal")
+
+MAX_OPS = 1024
+MAX_BYTES = 8 << 20
+"""What one transaction takes at most, unless a single operation is larger."""
+AGAIN_S = 0.25
+"""How long changes wait that found no room before they are tried again."""
+IDLE_S = 1.0
+"""How often an idle writer looks after room and retention."""
+
+APPEND, END, CHANGES, CALL = range(4)
+
+
+class Op:
+    """Something to write, and who waits for it."""
+
+    __slots__ = ("data", "error", "future", "kind", "result", "size")
+
+    def __init__(self, kind: int, data: Any, future: asyncio.Future[Any], size: int = 0) -> None:
+        self.kind = kind
+        self.data = data
+        self.future = future
+        self.size = size
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is a change that is kept until there is room: it ends messages rather than bringing some."""
+        return self.kind in (END, CHANGES)
+
+
+class Writer:
+    """Runs until `close`. `put` may be called from the loop alone."""
+
+    def __init__(self, tables: Tables, upkeep: Upkeep, on_broken: Callable[[str], None]) -> None:
+        self._tables = tables
+        self._upkeep = upkeep
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Op] = deque()
+        self._kept: list[Op] = []
+        """Changes that found no room, in their order."""
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._asleep = False
+        self._kicked = False
+        self._closing = False
+        self.broken: str | None = None
+        self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
+        self._thread.start()
+
+    # -- on the loop -------------------------------------------------------------------------------------------------
+
+    def put(self, op: Op) -> None:
+        """Hands over. The writer is woken once per turn of the loop, so that what comes together is written together."""
+        if self.broken is not None or self._closing:
+            op.future.set_exception(JournalBrokenError(self.broken or "journal: it is closed"))
+            return
+        self._waiting.append(op)
+        if not self._kicked:
+            self._kicked = True
+            self._loop.call_soon(self._kick)
+
+    def check_room(self) -> None:
+        """Raises JournalFullError when nothing new is accepted."""
+        if self._upkeep.full is not None:
+            raise JournalFullError(self._upkeep.full)
+
+    async def close(self) -> None:
+        """Writes what waits, and ends the thread."""
+        self._closing = True
+        self._kick()
+        while self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 1.0)
+            self._kick()
+        self._answer([*self._kept, *self._waiting])
+
+    def _kick(self) -> None:
+        self._kicked = False
+        if self._asleep:
+            self._asleep = False
+            self._wake.release()
+
+    def _answer(self, ops: Sequence[Op]) -> None:
+        """Resolves, in the order in which it was stored."""
+        for op in ops:
+            future = op.future
+            if future.done():
+                continue
+            if op.error is not None:
+                future.set_exception(op.error)
+            else:
+                future.set_result(op.result)
+
+    def reading_failed(self, error: apsw.Error) -> None:
+        """A reader met a broken disk or file. Called in its thread."""
+        if not isinstance(error, apsw.BusyError | apsw.InterruptError):
+            self._broken_by(error)
+
+    # -- in the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing or self._waiting:
+                batch = self._take()
+                if batch or self._kept:
+                    self._write(batch)
+                if self.broken is None:
+                    self._look_after(idle=not batch)
+        except apsw.Error as error:
+            self._break(error, [])
+        except Exception as error:
+            log.exception("the journal's writer failed")
+            self._break(error, [])
+
+    def _take(self) -> list[Op]:
+        waiting = self._waiting
+        if not waiting and not self._closing:
+            self._sleep()
+        batch: list[Op] = []
+        size = 0
+        while waiting and len(batch) < MAX_OPS and size < MAX_BYTES:
+            op = waiting.popleft()
+            size += op.size
+            batch.append(op)
+        return batch
+
+    def _sleep(self) -> None:
+        wait_s = AGAIN_S if self._kept else self._upkeep.wait_s(IDLE_S)
+        if wait_s <= 0:
+            return
+        self._asleep = True
+        if self._waiting or self._closing:
+            # came between the look and the flag: nobody may have released the lock for it
+            self._asleep = False
+            self._wake.acquire(blocking=False)
+            return
+        if not self._wake.acquire(timeout=wait_s):
+            self._asleep = False
+            self._wake.acquire(blocking=False)
+
+    def _write(self, batch: list[Op]) -> None:
+        if self.broken is not None:
+            self._fail(batch, JournalBrokenError(self.broken))
+            return
+        if self._kept:
+            batch = self._write_kept(batch)
+            if not batch:
+                return
+        full = self._upkeep.full
+        if full is not None:
+            refused = [op for op in batch if op.kind == APPEND]
+            if refused:
+                self._fail(refused, JournalFullError(full))
+                batch = [op for op in batch if op.kind != APPEND]
+                if not batch:
+                    return
+        self._try(batch)
+
+    def _write_kept(self, batch: list[Op]) -> list[Op]:
+        """What waits for room goes first; as long as it finds none, nothing else is written."""
+        kept, self._kept = self._kept, []
+        self._try(kept)
+        if not self._kept:
+            return batch
+        self._kept += [op for op in batch if op.ends]
+        self._fail([op for op in batch if not op.ends], JournalFullError(NO_ROOM))
+        return []
+
+    def _try(self, batch: list[Op]) -> None:
+        try:
+            self._commit(batch)
+        except (apsw.FullError, apsw.IOError) as error:
+            if not no_room(error):
+                self._break(error, batch)
+                return
+            self._roll_back()
+            self._kept += [op for op in batch if op.ends]
+            self._fail([op for op in batch if not op.ends], JournalFullError(NO_ROOM))
+            self._upkeep.look_at_room()
+        except (apsw.CorruptError, apsw.NotADBError, apsw.BusyError, apsw.ReadOnlyError, apsw.CantOpenError) as error:
+            self._break(error, batch)
+        except Exception as error:
+            self._roll_back()
+            if len(batch) == 1:
+                log.exception("the journal could not apply a change")
+                batch[0].error = error
+                self._tell(batch)
+                return
+            for op in batch:  # one of them is at fault, and the others must not suffer from it
+                self._try([op])
+
+    def _commit(self, batch: list[Op]) -> None:
+        tables = self._tables
+        tables.execute("BEGIN IMMEDIATE")
+        appends = [op for op in batch if op.kind == APPEND]
+        if appends:
+            for op, new in zip(appends, tables.append([op.data for op in appends]), strict=True):
+                op.result = new
+        ends: list[End] = []
+        for op in batch:
+            kind = op.kind
+            if kind == END:
+                ends.append(op.data)
+            elif kind != APPEND:
+                if ends:
+                    tables.finish_all(ends)
+                    ends = []
+                op.result = apply(tables, op.data) if kind == CHANGES else op.data(tables)
+        if ends:
+            tables.finish_all(ends)
+        tables.close_books()
+        failpoint("journal.inside_transaction")
+        tables.execute("COMMIT")
+        tables.committed()
+        if appends:
+            failpoint("journal.committed")
+        if len(appends) < len(batch):
+            failpoint("journal.marked")
+        self._tell(batch)
+
+    def _roll_back(self) -> None:
+        if self._tables.connection.in_transaction:
+            self._tables.execute("ROLLBACK")
+        self._tables.rolled_back()
+
+    def _look_after(self, *, idle: bool) -> None:
+        """Write-back of the log, room and retention: a little after each commit, more when there is nothing to do."""
+        try:
+            self._upkeep.after_commit(idle=idle)
+        except (apsw.FullError, apsw.IOError) as error:
+            if not no_room(error):
+                self._break(error, [])
+                return
+            self._roll_back()
+            self._upkeep.pause()
+
+    def _fail(self, ops: Sequence[Op], error: BaseException) -> None:
+        for op in ops:
+            op.error = error
+        self._tell(ops)
+
+    def _tell(self, ops: Sequence[Op]) -> None:
+        if ops:
+            try:
+                self._loop.call_soon_threadsafe(self._answer, ops)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                log.warning("the journal answered after the end", extra={"count": len(ops)})
+
+    def _break(self, error: BaseException, batch: list[Op]) -> None:
+        text = self._broken_by(error)
+        failed = [*self._kept, *batch]
+        self._kept = []
+        while self._waiting:
+            failed.append(self._waiting.popleft())
+        self._fail(failed, JournalBrokenError(text))
+
+    def _broken_by(self, error: BaseException) -> str:
+        """Says so, to whoever asks from now on."""
+        text = f"journal: the disk failed ({error}): nothing more is accepted; see to the disk and start again"
+        if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            text = f"journal: the file is damaged ({error}): nothing more is accepted; restore it from a copy"
+        self.broken = text
+        try:
+            self._loop.call_soon_threadsafe(self._on_broken, text)
+        except RuntimeError:
+            log.critical("the journal is broken", extra={"reason": text})
+        return text
+
+
+NO_ROOM = "journal: there is no room on its disk; free some space"
+
+
+def size_of(changes: Sequence[Prepared]) -> int:
+    """About how many bytes of bodies these changes are."""
+    return sum(len(parcel.body) for change in changes if isinstance(change, Expansion) for parcel in change.parcels)

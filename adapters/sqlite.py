@@ -1,0 +1,266 @@
+"""The journal in one SQLite file, `gateway.db`, in the data folder: durable by group commit of one writer thread.
+
+One connection writes and checkpoints; one reads for the delivery and one for people, each in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from adapters import _sqlite_actions as actions
+from adapters import _sqlite_browse as browsing
+from adapters import _sqlite_reader as reading
+from adapters import _sqlite_schema as schema
+from adapters._sqlite_changes import claim, prepared
+from adapters._sqlite_reader import Reader
+from adapters._sqlite_records import CODES, STORED, checksum, envelope_of, id_key, trace_of
+from adapters._sqlite_retention import Upkeep
+from adapters._sqlite_tables import OPEN_DELIVERIES, Tables
+from adapters._sqlite_writer import APPEND, CALL, CHANGES, END, Op, Writer, size_of
+from gateway.journal import (
+    Change,
+    Detail,
+    Due,
+    Filter,
+    Finished,
+    Journal,
+    JournalBrokenError,
+    Reason,
+    Row,
+    State,
+    Work,
+)
+from gateway.message import Message
+from gateway.ports import Clock
+
+
+@asynccontextmanager
+async def open_journal(
+    folder: Path,
+    *,
+    age_s: float,
+    size_bytes: int,
+    reserve_bytes: int,
+    clock: Clock,
+    on_broken: Callable[[str], None],
+) -> AsyncIterator[Journal]:
+    """The journal of this folder, for this process alone.
+
+    age_s, size_bytes: how old and how large finished messages may become before they are removed; dead ones stay.
+    reserve_bytes: with less than this free on the disk (and 5 % of it) nothing new is accepted.
+    on_broken: called once, on the loop, with a text, when the disk failed and nothing is promised any more.
+
+    Raises:
+        ConfigError: the folder can't be used, another process has it, or the file is damaged or of a newer version.
+    """
+    schema.check_version(apsw.sqlite_lib_version())
+    async with AsyncExitStack() as stack:
+        stack.enter_context(schema.owned(folder))
+        path = folder / schema.FILE
+        connection = await asyncio.to_thread(schema.opened, path)
+        stack.callback(connection.close)
+        time = JournalTime(clock)
+        tables = Tables(connection, time)
+        time.begin(tables.clock_s)
+        upkeep = Upkeep(tables, path, age_s=age_s, size_bytes=size_bytes, reserve_bytes=reserve_bytes)
+        journal = SqliteJournal(tables, upkeep, clock, time, _once(on_broken))
+        stack.push_async_callback(journal.close)
+        for name in ("delivery", "browse"):
+            journal.add_reader(name, schema.connect(path, schema.READER_CACHE_KIB, reads_only=True))
+        yield journal
+
+
+def _once(call: Callable[[str], None]) -> Callable[[str], None]:
+    called = False
+
+    def once(text: str) -> None:
+        nonlocal called
+        if not called:
+            called = True
+            call(text)
+
+    return once
+
+
+class JournalTime:
+    """Journal time, in seconds: wall time at first, then onwards by the monotonic clock, and never back."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._monotonic = clock.monotonic
+        self._offset = clock.time() - clock.monotonic()
+
+    def begin(self, last_s: float) -> None:
+        """Goes on at least where the journal last was."""
+        self._offset = max(self._offset, last_s - self._monotonic())
+
+    def __call__(self) -> float:
+        return self._monotonic() + self._offset
+
+
+class SqliteJournal:
+    """A `Journal`. Make one with `open_journal`."""
+
+    def __init__(
+        self, tables: Tables, upkeep: Upkeep, clock: Clock, time: JournalTime, on_broken: Callable[[str], None]
+    ) -> None:
+        self._tables = tables
+        self._upkeep = upkeep
+        self._clock = clock
+        self._on_broken = on_broken
+        self.now = time
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer(tables, upkeep, on_broken)
+        self._readers: dict[str, Reader] = {}
+        self._route_crcs: dict[str, int] = {}
+
+    def add_reader(self, name: str, connection: apsw.Connection) -> None:
+        """Lends a connection for reading."""
+        self._readers[name] = Reader(connection, f"journal-{name}", self._writer.reading_failed)
+
+    async def close(self) -> None:
+        """Writes what waits, and the log back into the file."""
+        for reader in self._readers.values():
+            await reader.close()
+        await self._writer.close()
+
+    # -- what changes it ---------------------------------------------------------------------------------------------
+
+    async def append(self, route: str, message: Message) -> bool:
+        self._writer.check_room()
+        body = message.body
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._writer.put(Op(APPEND, self._arrival(route, message, body), future, len(body)))
+        return await future
+
+    def _arrival(self, route: str, message: Message, body: bytes) -> Sequence[Any]:
+        envelope = envelope_of(message)
+        correlation = message.correlation_id
+        return (
+            route,
+            message.id,
+            -message.priority,
+            checksum(self._route_crc(route), envelope, body),
+            id_key(message.id),
+            message.time_s,
+            None if correlation is None else correlation.encode("utf-8", "replace").decode(),
+            envelope,
+            body,
+        )
+
+    def _route_crc(self, route: str) -> int:
+        crc = self._route_crcs.get(route)
+        if crc is None:
+            crc = self._route_crcs[route] = zlib.crc32(route.encode("utf-8", "replace"))
+        return crc
+
+    async def bury(self, route: str, message: Message, reason: Reason) -> None:
+        self._writer.check_room()
+        arrival = self._arrival(route, message, message.body)
+        await self._call(lambda tables: tables.bury(arrival, reason))
+
+    def advance(self, route: str, changes: Sequence[Change]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = self._loop.create_future()
+        if len(changes) == 1 and isinstance(changes[0], Finished):
+            change = changes[0]
+            end = change.id, CODES[change.state], trace_of(change.hops, change.attempts), change.reason
+            self._writer.put(Op(END, end, future))
+        else:
+            crc = self._route_crc(route)
+            ready = [prepared(crc, change) for change in changes]
+            self._writer.put(Op(CHANGES, ready, future, size_of(ready)))
+        return future
+
+    def _call(self, change: Callable[[Tables], Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._writer.put(Op(CALL, change, future))
+        return future
+
+    async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        await self._call(lambda tables: claim(tables, messages, deliveries))
+
+    async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
+        wall_s = self._clock.time()
+        count: int = await self._call(lambda tables: actions.replay(tables, ids, target, by, wall_s))
+        return count
+
+    async def discard(self, ids: Sequence[str], by: str) -> int:
+        wall_s = self._clock.time()
+        count: int = await self._call(lambda tables: actions.discard(tables, ids, by, wall_s))
+        return count
+
+    async def remember(self, scope: str, key: str, value: str, window_s: float) -> str:
+        kept: str = await self._call(lambda tables: actions.remember(tables, scope, key, value, window_s))
+        return kept
+
+    # -- what is asked of it -----------------------------------------------------------------------------------------
+
+    def counts(self) -> Mapping[str, Mapping[State, int]]:
+        return self._tables.books()
+
+    def _has(self, route: str, state: int) -> tuple[int, str] | None:
+        """The route, if it has messages (or deliveries) in that state."""
+        self._check()
+        number = self._tables.routes.get(route)
+        if number is None or not self._tables.counts.get((number, state)):
+            return None
+        return number, route
+
+    def _check(self) -> None:
+        if self._writer.broken is not None:
+            raise JournalBrokenError(self._writer.broken)
+
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+        number = self._has(route, STORED)
+        if number is None:
+            return ()
+        keys = {id_key(id) for id in exclude}
+        while True:
+            works, damaged = await self._readers["delivery"].call(
+                lambda connection: reading.stored(connection, number, keys, limit, max_bytes)
+            )
+            if damaged:
+                await self._call(lambda tables, seqs=damaged: actions.quarantine_messages(tables, seqs))
+            if works or not damaged:
+                return works
+
+    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
+        number = self._has(route, OPEN_DELIVERIES)
+        if number is None:
+            return ()
+        keys = {(id_key(child), target) for child, target in exclude}
+        while True:
+            found, damaged = await self._readers["delivery"].call(
+                lambda connection: reading.due(connection, number, keys, limit, self.now())
+            )
+            if damaged:
+                await self._call(lambda tables, numbers=damaged: actions.quarantine_deliveries(tables, numbers))
+            if found or not damaged:
+                return found
+
+    async def next_due(self, route: str, exclude: Collection[tuple[str, str]]) -> float | None:
+        number = self._has(route, OPEN_DELIVERIES)
+        if number is None:
+            return None
+        keys = {(id_key(child), target) for child, target in exclude}
+        return await self._readers["delivery"].call(lambda connection: reading.next_due(connection, number[0], keys))
+
+    async def lanes(self, route: str) -> Mapping[tuple[str, str], int]:
+        number = self._has(route, OPEN_DELIVERIES)
+        if number is None:
+            return {}
+        return await self._readers["delivery"].call(lambda connection: reading.lanes(connection, number[0]))
+
+    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
+        self._check()
+        return await self._readers["browse"].call(lambda connection: browsing.browse(connection, wanted, cursor, limit))
+
+    async def find(self, id: str) -> Detail | None:
+        self._check()
+        return await self._readers["browse"].call(lambda connection: browsing.find(connection, id))
