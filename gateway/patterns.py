@@ -14,6 +14,7 @@ from gateway.path import Binding, Path, Pattern, Walk
 from gateway.ports import Sink, Step
 from gateway.registry import component_in, read_component
 from gateway.settings import Settings
+from gateway.units import Duration, duration
 
 
 def _read_step(value: Any, info: ValidationInfo) -> Any:
@@ -26,7 +27,7 @@ def _read_steps(value: Any) -> Any:
     return value
 
 
-StepField = Annotated[Any, BeforeValidator(_read_step), WithJsonSchema({"$ref": "#/$defs/step"})]
+StepField = Annotated[Any, BeforeValidator(_read_step), WithJsonSchema({"x-component": "Step"})]
 Steps = Annotated[tuple[StepField, ...], BeforeValidator(_read_steps)]
 """A list of steps and patterns."""
 
@@ -234,7 +235,35 @@ class Try(Settings):
         return walk
 
 
-PATTERNS: dict[str, type[Settings]] = {pattern.word: pattern for pattern in (Choose, Split, Call, Tap, Try)}
+class Dedupe(Settings):
+    """Idempotent Consumer: a message that came before, within a window, is acknowledged and goes no further.
+
+    What came before is remembered on disk. A message whose `by` is empty can't be compared, and goes on. A message
+    that runs again after a crash, or is replayed, is no duplicate of itself.
+    """
+
+    word: ClassVar[str] = "dedupe"
+    pure: ClassVar[bool] = True
+    by: Expression | None = Field(
+        None, description="what makes two messages the same; default: the sender's own id, `message.sender_id`"
+    )
+    window: Duration = Field(duration("24h"), gt=0, description="how long a message is remembered after it came first")
+
+    def bind(self, binding: Binding, place: str) -> Walk:
+        """The pattern as it runs."""
+        remember = binding.remember(place, self.window)
+
+        async def walk(message: Message) -> list[Message]:
+            value = message.sender_id if self.by is None else self.by(message)
+            if value is None or value == "":
+                return [message]
+            first = await remember(str(value), message.id)
+            return [message] if first in (message.id, message.causation_id) else []
+
+        return walk
+
+
+PATTERNS: dict[str, type[Settings]] = {pattern.word: pattern for pattern in (Choose, Split, Call, Tap, Try, Dedupe)}
 """The patterns by their words, which no plug-in may take."""
 
 

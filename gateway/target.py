@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from gateway.config import Configured
@@ -90,6 +90,15 @@ class Inside:
         tap = _Tap(measured(self._link(sink, name).send, meters, self.clock), self._host(name), name)
         self._taps.append(tap)
         return tap.put
+
+    def remember(self, place: str, window_s: float) -> Callable[[str, str], Awaitable[str]]:
+        """A memory on disk of one place of this route."""
+        journal, scope = self.services.journal, f"{self.name}.{place}"
+
+        async def remember(key: str, value: str) -> str:
+            return await journal.remember(scope, key, value, window_s)
+
+        return remember
 
     def _target(self, settings: Target) -> RunningTarget:
         meters = self.services.observed.target(self.name, settings.name)
