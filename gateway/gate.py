@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 
 from gateway.observe import RouteMeters
 
@@ -18,7 +18,8 @@ class Gate:
         self._limit = limit
         self._meters = meters
         self._inside = 0
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._waiting: OrderedDict[asyncio.Future[bool], bool] = OrderedDict()
+        """Who waits, in order, and whether patiently. Who gives up is taken out: a gate may stay full for long."""
         self._empty: asyncio.Future[None] | None = None
         self._open = True
         self._stopping = False
@@ -46,7 +47,7 @@ class Gate:
         if self._stopping and not patient:
             return False
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = patient
         try:
             async with asyncio.timeout(None if patient else PATIENCE_S):
                 return await turn
@@ -58,11 +59,13 @@ class Gate:
             if turn.done() and not turn.cancelled() and turn.result():
                 self.leave()
             raise
+        finally:
+            self._waiting.pop(turn, None)
 
     def leave(self) -> None:
         """Goes out; the one that waited longest comes in."""
-        while self._waiting and self._open:
-            turn = self._waiting.popleft()
+        while self._waiting and self._open and self._inside <= self._limit:
+            turn, _ = self._waiting.popitem(last=False)
             if not turn.done():
                 turn.set_result(True)
                 return
@@ -72,9 +75,13 @@ class Gate:
             self._empty.set_result(None)
 
     def close(self, *, stopping: bool) -> None:
-        """Lets nobody in any more. Stopping: newcomers that wait for an answer are sent away at once."""
+        """Lets nobody in any more. Stopping: who waits for an answer is sent away at once."""
         self._open = False
         self._stopping = stopping
+        if stopping:
+            for turn, patient in self._waiting.items():
+                if not patient and not turn.done():
+                    turn.set_result(False)
 
     def limit(self, limit: int) -> None:
         """Changes how many may be inside."""
@@ -85,7 +92,7 @@ class Gate:
         self._open = True
         self._stopping = False
         while self._waiting and self._inside < self._limit:
-            turn = self._waiting.popleft()
+            turn, _ = self._waiting.popitem(last=False)
             if not turn.done():
                 self._inside += 1
                 turn.set_result(True)

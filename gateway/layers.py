@@ -71,28 +71,33 @@ class Breaker:
         left = self._open_until - self._clock.monotonic()
         return left if left > 0 else (0.1 if self._probing else 0.0)
 
-    def begin(self) -> None:
-        """Takes the right to try.
+    def begin(self) -> bool:
+        """Takes the right to try. Returns whether it is the probe of an open circuit; hand that to how it ended.
 
         Raises:
             PeerError: the circuit is open; `wait_s` says for how long.
         """
         if self._open_until is None:
-            return
+            return False
         wait_s = self.wait_s()
         if wait_s > 0:
             raise PeerError(
                 f"circuit: open after {self._failures} failures in a row; next try in {wait_s:.1f} s", wait_s=wait_s
             )
         self._probing = True
+        return True
 
-    def ended(self, *, good: bool) -> None:
-        """Notes how a try went; what the peer refused for good (MessageError) counts as good: it answered."""
-        self._probing = False
+    def ended(self, *, good: bool, probe: bool) -> None:
+        """Notes how a try went; what the peer refused for good (MessageError) counts as good: it answered.
+
+        Of tries that began before the circuit opened, those that fail late say nothing new: only a probe doubles.
+        """
+        if probe:
+            self._probing = False
         if good:
             self._failures = self._opened = 0
             self._open_until = None
-        else:
+        elif probe or self._open_until is None:
             self._failures += 1
             if self._failures >= self._circuit.failures:
                 open_s = self._circuit.reset_after * 2 ** min(self._opened, 4)
@@ -100,28 +105,29 @@ class Breaker:
                 self._opened += 1
         self._meters.circuit_open = int(self._open_until is not None)
 
-    def abandoned(self) -> None:
+    def abandoned(self, *, probe: bool) -> None:
         """Notes that a try was cancelled and said nothing about the peer."""
-        self._probing = False
+        if probe:
+            self._probing = False
 
 
 def guarded(send: Send, breaker: Breaker) -> Send:
     """Fails at once while the circuit is open."""
 
     async def guarded_send(message: Message) -> Message | None:
-        breaker.begin()
+        probe = breaker.begin()
         try:
             reply = await send(message)
         except PeerError:
-            breaker.ended(good=False)
+            breaker.ended(good=False, probe=probe)
             raise
         except MessageError:
-            breaker.ended(good=True)
+            breaker.ended(good=True, probe=probe)
             raise
         except BaseException:
-            breaker.abandoned()
+            breaker.abandoned(probe=probe)
             raise
-        breaker.ended(good=True)
+        breaker.ended(good=True, probe=probe)
         return reply
 
     return guarded_send

@@ -222,6 +222,9 @@ class Shares:
         Raises:
             PeerError: it could not be opened; or, out of the context: its link was lost.
         """
+        while (before := self._entries.get(what)) is not None and before.close.is_set():
+            assert before.task is not None
+            await asyncio.wait({before.task})  # never two at once: it may be an address, or a client id
         entry: _Entry[T] = self._entries.get(what) or self._start(what, host)
         entry.users += 1
         loop = asyncio.get_running_loop()
@@ -259,10 +262,10 @@ class Shares:
         return entry
 
     async def _closed(self, what: Shared[T], entry: _Entry[T]) -> None:
-        if self._entries.get(what) is entry:
-            del self._entries[what]
         entry.close.set()
         if entry.task is not None:
+            if not entry.value.done():  # nobody waits any more for what is still being opened
+                entry.task.cancel()
             await asyncio.shield(asyncio.wait({entry.task}))
 
     async def _hold(self, what: Shared[T], host: Host, entry: _Entry[T]) -> None:

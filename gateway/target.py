@@ -168,8 +168,11 @@ class _Tap:
         self._workers.put(message)
 
     async def run(self) -> None:
-        async with Workers(self._hand_over, count=1, name=self._name) as self._workers:
-            await asyncio.get_running_loop().create_future()
+        try:
+            async with Workers(self._hand_over, count=1, name=self._name) as self._workers:
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._workers = None
 
     async def _hand_over(self, message: Message) -> None:
         try:

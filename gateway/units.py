@@ -7,13 +7,14 @@ settings class they take the text of `routes.yaml` and refuse a bare number, who
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"([0-9]{1,15}(?:\.[0-9]{1,15})?)"
 _DURATION = re.compile(rf"{_NUMBER}(ms|s|m|h|d)")
 _SIZE = re.compile(rf"{_NUMBER}(B|KiB|MiB|GiB|TiB)")
 _RATE = re.compile(rf"{_NUMBER}/(ms|s|m|h|d)")
@@ -40,7 +41,10 @@ def size(text: object) -> int:
     found = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise ValueError(f"expected a size such as 512B, 64KiB, 1MiB or 10GiB, got {_shown(text)}")
-    return int(float(found[1]) * _BYTES[found[2]])
+    found_bytes = Decimal(found[1]) * _BYTES[found[2]]
+    if found_bytes != int(found_bytes):
+        raise ValueError(f"expected a whole number of bytes, got {_shown(text)}")
+    return int(found_bytes)
 
 
 def rate(text: object) -> float:
@@ -59,8 +63,8 @@ def shown_duration(seconds: float) -> str:
     """The shortest text that `duration` reads as these seconds, such as `5s` or `1.5h`."""
     for unit, unit_s in (("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("s", 1.0)):
         if seconds >= unit_s and (seconds / unit_s * 10).is_integer():
-            return f"{seconds / unit_s:g}{unit}"
-    return f"{seconds * 1000:g}ms"
+            return f"{_plain(seconds / unit_s)}{unit}"
+    return f"{_plain(seconds * 1000)}ms"
 
 
 def shown_size(size_bytes: int) -> str:
@@ -71,18 +75,41 @@ def shown_size(size_bytes: int) -> str:
     return f"{size_bytes}B"
 
 
+def shown_rate(per_second: float) -> str:
+    """A text that `rate` reads as these events per second, such as `100/s` or `10/m`."""
+    for unit, unit_s in (("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)):
+        events = round(per_second * unit_s, 9)
+        if events >= 1 and events.is_integer():
+            return f"{_plain(events)}/{unit}"
+    return f"{_plain(per_second)}/s"
+
+
+def _plain(number: float) -> str:
+    """Without an exponent, which no unit has: 12 digits behind the point at most."""
+    text = f"{number:.12f}"
+    return text.rstrip("0").rstrip(".")
+
+
 def _shown(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _schema(pattern: re.Pattern[str], example: str) -> Any:
-    return WithJsonSchema({"type": "string", "pattern": f"^{pattern.pattern}$", "examples": [example]})
+def _schema(title: str, pattern: re.Pattern[str], example: str) -> Any:
+    return WithJsonSchema({"title": title, "type": "string", "pattern": f"^{pattern.pattern}$", "examples": [example]})
 
 
 Duration = Annotated[
-    float, BeforeValidator(duration), PlainSerializer(shown_duration, return_type=str), _schema(_DURATION, "5s")
+    float,
+    BeforeValidator(duration),
+    PlainSerializer(shown_duration, return_type=str),
+    _schema("duration", _DURATION, "5s"),
 ]
-Size = Annotated[int, BeforeValidator(size), PlainSerializer(shown_size, return_type=str), _schema(_SIZE, "1MiB")]
+Size = Annotated[
+    int, BeforeValidator(size), PlainSerializer(shown_size, return_type=str), _schema("size", _SIZE, "1MiB")
+]
 Rate = Annotated[
-    float, BeforeValidator(rate), PlainSerializer(lambda r: f"{r:g}/s", return_type=str), _schema(_RATE, "100/s")
+    float,
+    BeforeValidator(rate),
+    PlainSerializer(shown_rate, return_type=str),
+    _schema("rate", _RATE, "100/s"),
 ]
