@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway import MessageError, PeerError
 
 
-def append_line(path: Path, line: bytes) -> None:
+def append_lines(path: Path, lines: bytes) -> None:
     """Appends and syncs the file, and its folder when the file is new. Half a line is never left behind.
 
     Raises:
@@ -21,7 +21,7 @@ def append_line(path: Path, line: bytes) -> None:
         try:
             before = os.fstat(file).st_size
             try:
-                _write_all(file, line)
+                _write_all(file, lines)
                 os.fsync(file)
             except OSError:
                 with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 
 from pydantic import Field
 
-from adapters._folders import append_line, move_into, write_whole
+from adapters._folders import append_lines, move_into, write_whole
 from gateway import (
     JSON,
     Accepted,
@@ -162,20 +162,41 @@ class Sink(Settings):
 
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
-        """A send that writes, one message at a time, outside of the event loop."""
+        """A send that writes outside of the event loop; lines that come together are synced together."""
         turn = asyncio.Lock()
+        waiting: dict[Path, list[tuple[bytes, asyncio.Future[None]]]] = {}
+
+        async def append(path: Path, line: bytes) -> None:
+            written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting.setdefault(path, []).append((line, written))
+            async with turn:
+                if not written.done():
+                    lines = waiting.pop(path)
+                    error = await asyncio.to_thread(_appended, path, b"".join(line for line, _ in lines))
+                    for _, one in lines:
+                        if not one.done():
+                            one.set_result(None) if error is None else one.set_exception(error)
+            await written
 
         async def send(message: Message) -> None:
             path, body = Path(self.path(message)), message.body
-            if self.mode == "append" and b"\n" in body.rstrip(b"\n"):
+            if self.mode != "append":
+                async with turn:
+                    await asyncio.to_thread(write_whole, path, body, replace=self.mode == "replace")
+            elif b"\n" in body.rstrip(b"\n"):
                 raise MessageError(
                     f"file {path.name}: the body has line ends, and append writes one line a message; "
                     "format it on one line, or use mode: create"
                 )
-            async with turn:
-                if self.mode == "append":
-                    await asyncio.to_thread(append_line, path, body.rstrip(b"\n") + b"\n")
-                else:
-                    await asyncio.to_thread(write_whole, path, body, replace=self.mode == "replace")
+            else:
+                await append(path, body.rstrip(b"\n") + b"\n")
 
         yield send
+
+
+def _appended(path: Path, lines: bytes) -> PeerError | None:
+    try:
+        append_lines(path, lines)
+    except PeerError as error:
+        return error
+    return None

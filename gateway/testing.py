@@ -27,6 +27,11 @@ class ManualClock:
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
         self.slept: list[float] = []
 
+    @property
+    def sleeping(self) -> int:
+        """How many wait for it now."""
+        return len(self._sleepers)
+
     def time(self) -> float:
         return self._now_s
 

@@ -1,0 +1,132 @@
+"""Files: never half a one read, moved only after the outcome; written whole, synced, never overwritten unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import file
+from gateway import Accepted, Deferred, Message, MessageError, Outcome, PeerError, Refused
+from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, settle, until
+
+
+def source(folder: Path, **settings: Any) -> file.Source:
+    return file.Source.model_validate({"folder": folder, "every": "1s", "settle": "2s", **settings})
+
+
+async def tick(host: FakeHost, times: int = 1) -> None:
+    clock = host.clock
+    assert isinstance(clock, ManualClock)
+    for _ in range(times):
+        await until(lambda: clock.sleeping)
+        await clock.advance(1)
+    await settle()
+
+
+async def test_a_file_is_read_once_it_is_settled_and_moved_to_done(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+    inbox = Inbox(host)
+    (tmp_path / "a.json").write_bytes(b'{"n": 1}')
+    async with running(source(tmp_path), inbox, host):
+        await tick(host)
+        assert inbox.messages == []
+        await tick(host, 2)
+        await until(lambda: (tmp_path / "done" / "a.json").exists())
+    assert [(m.subject, m.content_type, m.body) for m in inbox.messages] == [
+        ("a.json", "application/json", b'{"n": 1}')
+    ]
+    assert not (tmp_path / "a.json").exists()
+
+
+async def test_a_file_that_still_grows_is_left_alone(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+    inbox = Inbox(host)
+    growing = tmp_path / "a.txt"
+    growing.write_bytes(b"one")
+    (tmp_path / ".hidden").write_bytes(b"x")
+    (tmp_path / "b.part").write_bytes(b"x")
+    async with running(source(tmp_path), inbox, host):
+        for round_ in range(4):
+            await tick(host)
+            with growing.open("ab") as more:
+                more.write(b"%d" % round_)
+        assert inbox.messages == []
+        await tick(host, 4)
+        await inbox.wait(1)
+    assert inbox.messages[0].body == b"one0123"
+
+
+async def test_a_refused_file_moves_to_failed_and_a_deferred_one_is_handed_over_again(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+    outcomes: list[Outcome] = [Deferred("", "why"), Refused("", "why"), Accepted("")]
+
+    def outcome(message: Message) -> Outcome:
+        return outcomes.pop(0)
+
+    inbox = Inbox(host, outcome)
+    (tmp_path / "a").write_bytes(b"{}")
+    (tmp_path / "b").write_bytes(b"{}")
+    async with running(source(tmp_path), inbox, host):
+        await tick(host, 3)
+        await until(lambda: len(inbox.messages) >= 1)
+        await tick(host)
+        await until(lambda: (tmp_path / "done" / "b").exists())
+    assert (tmp_path / "failed" / "a").exists()
+    assert [message.subject for message in inbox.messages] == ["a", "a", "b"]
+
+
+async def test_a_name_that_is_taken_in_done_gets_a_number(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+    inbox = Inbox(host)
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "a.json").write_bytes(b"earlier")
+    (tmp_path / "a.json").write_bytes(b"{}")
+    async with running(source(tmp_path), inbox, host):
+        await tick(host, 3)
+        await until(lambda: (tmp_path / "done" / "a.1.json").exists())
+    assert (tmp_path / "done" / "a.json").read_bytes() == b"earlier"
+
+
+async def test_append_writes_one_line_a_message(tmp_path: Path) -> None:
+    host = FakeHost()
+    sink = file.Sink.model_validate({"path": str(tmp_path / "deep" / "out.jsonl")})
+    async with sink.open(host) as send:
+        await send(arriving(host, b'{"n":1}'))
+        await send(arriving(host, b'{"n":2}\n'))
+        with pytest.raises(MessageError, match=r"append writes one line a message"):
+            await send(arriving(host, b"two\nlines"))
+    assert (tmp_path / "deep" / "out.jsonl").read_bytes() == b'{"n":1}\n{"n":2}\n'
+
+
+async def test_create_makes_a_file_for_each_and_refuses_a_name_that_is_there(tmp_path: Path) -> None:
+    host = FakeHost()
+    sink = file.Sink.model_validate({"path": f"{tmp_path}/{{{{ body.id }}}}.json", "mode": "create"})
+    async with sink.open(host) as send:
+        await send(arriving(host, b'{"id":"A1"}'))
+        with pytest.raises(MessageError, match=r"^file A1\.json: it is there already"):
+            await send(arriving(host, b'{"id":"A1","again":true}'))
+        with pytest.raises(MessageError):
+            await send(arriving(host, b'{"id":"../../etc/x"}'))
+    assert [path.name for path in tmp_path.iterdir()] == ["A1.json"]
+    assert (tmp_path / "A1.json").read_bytes() == b'{"id":"A1"}'
+
+
+async def test_replace_writes_the_file_anew(tmp_path: Path) -> None:
+    host = FakeHost()
+    sink = file.Sink.model_validate({"path": str(tmp_path / "last.json"), "mode": "replace"})
+    async with sink.open(host) as send:
+        await send(arriving(host, b"1"))
+        await send(arriving(host, b"22"))
+    assert (tmp_path / "last.json").read_bytes() == b"22"
+
+
+async def test_a_folder_that_is_a_file_is_the_peers_fault(tmp_path: Path) -> None:
+    host = FakeHost()
+    (tmp_path / "x").write_bytes(b"")
+    sink = file.Sink.model_validate({"path": str(tmp_path / "x" / "out")})
+    async with sink.open(host) as send:
+        with pytest.raises(PeerError, match=r"^file out: "):
+            await send(arriving(host, b"1"))
+    await settle()
