@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     PlainValidator,
     ValidationError,
@@ -15,7 +16,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from adapters import _frames
 from adapters._frames import Framer
@@ -222,21 +223,18 @@ def _written(framing: AnyFraming) -> Any:
     return {name: settings} if settings else name
 
 
-def _schema() -> Any:
-    bare = [name for name, found in _CLASSES.items() if not any(f.is_required() for f in found.model_fields.values())]
-    return {
-        "anyOf": [
-            {"enum": bare},
-            {
-                "type": "object",
-                "properties": {name: found.model_json_schema() for name, found in _CLASSES.items()},
-                "additionalProperties": False,
-                "minProperties": 1,
-                "maxProperties": 1,
-            },
-        ]
-    }
+class _Choice:
+    """How pydantic describes a framing: its name where it needs no settings, or its name with its settings."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        needy = {name for name, kind in _CLASSES.items() if any(f.is_required() for f in kind.model_fields.values())}
+        named = {name: handler(kind.__pydantic_core_schema__) for name, kind in _CLASSES.items()}
+        mapping = {"type": "object", "properties": named, "additionalProperties": False}
+        bare = [name for name in _CLASSES if name not in needy]
+        return {"anyOf": [{"enum": bare}, {**mapping, "minProperties": 1, "maxProperties": 1}]}
 
 
-Framing = Annotated[AnyFraming, PlainValidator(_framing), PlainSerializer(_written), WithJsonSchema(_schema())]
+Framing = Annotated[AnyFraming, PlainValidator(_framing), PlainSerializer(_written), _Choice()]
 """The field type of `framing:`: a name, or a name with its settings. `value.framer(max_frame_bytes)` makes a framer."""

@@ -61,7 +61,7 @@ def _target(value: Any, info: ValidationInfo) -> Any:
 
 
 Sources = Annotated[
-    tuple[Annotated[Any, BeforeValidator(_source), WithJsonSchema({"$ref": "#/$defs/source"})], ...],
+    tuple[Annotated[Any, BeforeValidator(_source), WithJsonSchema({"x-component": "Source"})], ...],
     _one_or_list(_source),
 ]
 Targets = Annotated[tuple[Annotated[Target, BeforeValidator(_target)], ...], _one_or_list(_target)]

@@ -282,17 +282,7 @@ class ComponentField:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        forms: list[dict[str, Any]] = [{"enum": words(self.kind)}]
-        for word in words(self.kind):
-            found = component(self.kind, word)
-            settings = handler(found.__pydantic_core_schema__)
-            nameless = getattr(found, "nameless", None)
-            if nameless is not None:
-                settings = handler.resolve_ref_schema(settings)["properties"][nameless]
-            forms.append(
-                {"type": "object", "properties": {word: settings}, "required": [word], "additionalProperties": False}
-            )
-        return {"anyOf": forms}
+        return {"x-component": self.kind}  # gateway/schema.py puts all components of the kind there
 
 
 def _written(value: Settings) -> object:

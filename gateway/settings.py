@@ -112,7 +112,7 @@ AddressField = Annotated[
     Address,
     PlainValidator(_address),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^.+:\d{1,5}$", "examples": ["127.0.0.1:8081"]}),
+    WithJsonSchema({"title": "address", "type": "string", "pattern": r"^.+:\d{1,5}$", "examples": ["127.0.0.1:8081"]}),
 ]
 
 Secret = SecretStr
@@ -152,7 +152,9 @@ def _url(schemes: tuple[str, ...]) -> Any:
 def Url(*schemes: str) -> Any:  # noqa: N802 - reads as a type where it is used
     """The field type of a constant URL with one of these schemes and without user and password."""
     return Annotated[
-        str, AfterValidator(_url(schemes)), WithJsonSchema({"type": "string", "examples": [f"{schemes[0]}://host"]})
+        str,
+        AfterValidator(_url(schemes)),
+        WithJsonSchema({"title": "URL", "type": "string", "examples": [f"{schemes[0]}://host"]}),
     ]
 
 
@@ -196,6 +198,6 @@ Listen = Annotated[
     ListenAt,
     PlainValidator(_listen),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^.+:\d{1,5}$", "examples": ["127.0.0.1:8081"]}),
+    WithJsonSchema({"title": "address", "type": "string", "pattern": r"^.+:\d{1,5}$", "examples": ["127.0.0.1:8081"]}),
 ]
 """The `listen:` setting of a server: an address, joined at load with its entry of `listeners:`."""

@@ -93,6 +93,7 @@ class Expression(Written):
     __slots__ = ("_run",)
 
     schema: ClassVar[dict[str, Any]] = {
+        "title": "expression",
         "type": "string",
         "description": "an expression in Jinja2, without {{ }}",
         "examples": ["body.total >= 1000"],

@@ -83,6 +83,7 @@ class UrlTemplate(_Placed):
     __slots__ = ("_path_holes", "origin")
 
     schema: ClassVar[dict[str, Any]] = {
+        "title": "URL template",
         "type": "string",
         "description": "a URL with {{ expressions }}; scheme and host are constant, values are percent-encoded",
         "examples": ["https://crm.example/customers/{{ body.customer }}"],
@@ -136,6 +137,7 @@ class PathTemplate(_Placed):
     __slots__ = ("_folder",)
 
     schema: ClassVar[dict[str, Any]] = {
+        "title": "path template",
         "type": "string",
         "description": "a file path with {{ expressions }}; a value is within one name",
         "examples": ["orders/{{ body.id }}.json"],
@@ -184,6 +186,7 @@ class TopicTemplate(_Placed):
     __slots__ = ("_begins",)
 
     schema: ClassVar[dict[str, Any]] = {
+        "title": "topic template",
         "type": "string",
         "description": "an MQTT topic with {{ expressions }}; a value holds no +, # and NUL",
         "examples": ["plant/{{ body.machine }}/orders"],

@@ -50,6 +50,7 @@ class Template(Written):
     __slots__ = ("_label", "_value", "_write", "constant")
 
     schema: ClassVar[dict[str, Any]] = {
+        "title": "template",
         "type": ["string", "number", "boolean", "null"],
         "description": "text with {{ expressions }} in Jinja2; exactly one keeps the type of its value",
         "examples": ["order.{{ body.customer }}"],

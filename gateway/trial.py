@@ -1,0 +1,131 @@
+"""`gateway check --connect`: opens the link to every peer once, hands nothing over, and says what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.checks import steps_of
+from gateway.clock import SystemClock
+from gateway.config import Config
+from gateway.errors import ConfigError, MessageError, PeerError
+from gateway.limits import Limits
+from gateway.message import Formats, Principal
+from gateway.path import word_of
+from gateway.patterns import Call, Tap
+from gateway.ports import Clock, Credentials, Shared
+from gateway.registry import formats_with
+from gateway.settings import Address, ClientTls
+from gateway.tls import client_context
+from gateway.whereabouts import address_of, label, where
+
+_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one link."""
+
+    peer: str
+    routes: tuple[str, ...]
+    problem: str | None
+    """None: it could be opened."""
+
+
+async def trials(config: Config, *, timeout_s: float = 5.0) -> list[Trial]:
+    """Opens every link once, all at the same time, each for at most `timeout_s`."""
+    found: dict[str, tuple[Any, list[str]]] = {}
+    for route, component in _components(config):
+        peer = _peer(component)
+        if peer is not None:
+            found.setdefault(peer, (component, []))[1].append(route)
+    problems = await asyncio.gather(*(_problem(component, timeout_s) for component, _ in found.values()))
+    return [
+        Trial(peer, tuple(dict.fromkeys(routes)), problem)
+        for (peer, (_, routes)), problem in zip(found.items(), problems, strict=True)
+    ]
+
+
+def _components(config: Config) -> Iterator[tuple[str, Any]]:
+    for name, configured in config.routes.items():
+        route = configured.settings
+        yield from ((name, source) for source in route.sources)
+        targets = [*route.to, *([route.dead_letter] if route.dead_letter is not None else [])]
+        yield from ((name, target.sink) for target in targets)
+        yield from ((name, step.sink) for _, step in steps_of(route, ()) if isinstance(step, Call | Tap))
+
+
+def _peer(component: Any) -> str | None:
+    """What names the other side; None: there is none, it listens or stays within the gateway."""
+    connection = getattr(component, "connection", None)
+    if connection is not None:
+        return None if getattr(connection, "listen", None) is not None else label(connection)
+    if getattr(component, "connect", None) is not None and word_of(component) != "udp":
+        return label(component)
+    if getattr(component, "url", None) is not None:
+        parts = urlsplit(where(component))
+        return f"{word_of(component)} {parts.scheme}://{parts.netloc}"
+    return None
+
+
+async def _problem(component: Any, timeout_s: float) -> str | None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            connection = getattr(component, "connection", None)
+            if connection is not None:
+                with tempfile.TemporaryDirectory() as folder:
+                    async with connection.open(_Host(Path(folder))):
+                        return None
+            await _dial(component)
+    except TimeoutError:
+        return f"no answer within {timeout_s:g} s"
+    except (PeerError, MessageError, ConfigError) as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error) or type(error).__name__
+    return None
+
+
+async def _dial(component: Any) -> None:
+    """A TCP connection, with the TLS handshake where the component would make one."""
+    address, tls = _dialled(component)
+    context = None if tls is None else client_context(tls)
+    name = None if tls is None else tls.server_name or address.host
+    _, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=name)
+    writer.close()
+
+
+def _dialled(component: Any) -> tuple[Address, ClientTls | None]:
+    tls = getattr(component, "tls", None)
+    address = address_of(component)
+    if address is not None:
+        return address, tls
+    parts = urlsplit(where(component))
+    secure = parts.scheme in ("https", "wss")
+    return Address(parts.hostname or "", parts.port or _PORTS[parts.scheme]), (tls or ClientTls()) if secure else None
+
+
+class _Host:
+    """What a connection needs of a host to be opened for a moment."""
+
+    def __init__(self, data: Path) -> None:
+        self.route = self.target = "check"
+        self.limits = Limits()
+        self.data = data
+        self.clock: Clock = SystemClock()
+        self.formats: Formats = formats_with(self.limits)
+
+    def share(self, what: Shared[Any]) -> AbstractAsyncContextManager[Any]:
+        return what.open(self)
+
+    async def identify(self, credentials: Credentials) -> Principal:
+        raise MessageError("identity: nobody is known here", code="unauthenticated")
+
+    def dropped(self, count: int, why: str) -> None:
+        """A trial hands nothing over, so nothing is dropped."""
