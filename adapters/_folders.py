@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 from gateway import MessageError, PeerError
@@ -44,7 +45,7 @@ def write_whole(path: Path, body: bytes, *, replace: bool) -> None:
         MessageError: there is a file of this name, and `replace` is off.
         PeerError: the disk did not take it.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not replace and path.exists():

@@ -163,35 +163,58 @@ class Sink(Settings):
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """A send that writes outside of the event loop; lines that come together are synced together."""
-        turn = asyncio.Lock()
-        waiting: dict[Path, list[tuple[bytes, asyncio.Future[None]]]] = {}
-
-        async def append(path: Path, line: bytes) -> None:
-            written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            waiting.setdefault(path, []).append((line, written))
-            async with turn:
-                if not written.done():
-                    lines = waiting.pop(path)
-                    error = await asyncio.to_thread(_appended, path, b"".join(line for line, _ in lines))
-                    for _, one in lines:
-                        if not one.done():
-                            one.set_result(None) if error is None else one.set_exception(error)
-            await written
+        lines = _Lines()
 
         async def send(message: Message) -> None:
             path, body = Path(self.path(message)), message.body
             if self.mode != "append":
-                async with turn:
-                    await asyncio.to_thread(write_whole, path, body, replace=self.mode == "replace")
+                await asyncio.to_thread(write_whole, path, body, replace=self.mode == "replace")
             elif b"\n" in body.rstrip(b"\n"):
                 raise MessageError(
                     f"file {path.name}: the body has line ends, and append writes one line a message; "
                     "format it on one line, or use mode: create"
                 )
             else:
-                await append(path, body.rstrip(b"\n") + b"\n")
+                await lines.append(path, body.rstrip(b"\n") + b"\n")
 
         yield send
+
+
+class _Lines:
+    """Lines on their way to files: one write at a time, and what comes meanwhile goes with the next."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Path, list[tuple[bytes, asyncio.Future[None]]]] = {}
+        self._writing = False
+
+    async def append(self, path: Path, line: bytes) -> None:
+        """Returns once the line is synced. Raises PeerError: the disk did not take it."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(path, []).append((line, written))
+        self._write_next()
+        await written
+
+    def _write_next(self) -> None:
+        if self._writing or not self._waiting:
+            return
+        path = next(iter(self._waiting))
+        batch = self._waiting.pop(path)
+        self._writing = True
+        task = asyncio.get_running_loop().run_in_executor(None, _appended, path, b"".join(line for line, _ in batch))
+        # a callback, not an await: the sender who began this may be gone when it is done
+        task.add_done_callback(lambda done: self._written(batch, done))
+
+    def _written(self, batch: list[tuple[bytes, asyncio.Future[None]]], done: asyncio.Future[PeerError | None]) -> None:
+        self._writing = False
+        error = PeerError("file: the write was cancelled") if done.cancelled() else done.result()
+        for _, written in batch:
+            if written.done():
+                continue
+            if error is None:
+                written.set_result(None)
+            else:
+                written.set_exception(error)
+        self._write_next()
 
 
 def _appended(path: Path, lines: bytes) -> PeerError | None:
