@@ -276,7 +276,11 @@ class Shares:
                     entry.value.set_result(value)
                 await entry.close.wait()
         except (Exception, asyncio.CancelledError) as raised:
-            error = peer_error_in(raised) or raised
+            found = peer_error_in(raised)
+            error = found or raised
+            if found is None and entry.value.done() and isinstance(raised, Exception):
+                # Before, its users raise it themselves.
+                log.exception("connection failed", extra={"route": host.route, "peer": type(what).__name__})
         finally:
             if self._entries.get(what) is entry:
                 del self._entries[what]

@@ -98,7 +98,8 @@ class Settings(BaseModel):
 
 def test_as_fields_they_are_numbers_inside_and_texts_outside() -> None:
     settings = Settings.model_validate({"wait": "5s", "most": "1MiB", "pace": "10/m"})
-    assert (settings.wait, settings.most, settings.pace) == (5.0, 1_048_576, pytest.approx(1 / 6))
+    assert (settings.wait, settings.most) == (5.0, 1_048_576)
+    assert settings.pace == pytest.approx(1 / 6)
     assert settings.model_dump(mode="json") == {"wait": "5s", "most": "1MiB", "pace": "10/m"}
 
 

@@ -103,20 +103,26 @@ async def test_what_work_raises_ends_the_context() -> None:
     async def work(_: int) -> None:
         raise ValueError("bug")
 
-    with pytest.raises(ExceptionGroup) as group:
+    async def working() -> None:
         async with Workers(work, count=2) as workers:
             workers.put(1)
             await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(ExceptionGroup) as group:
+        await working()
     assert [str(error) for error in group.value.exceptions] == ["bug"]
 
 
 async def test_an_error_of_the_context_itself_is_the_error() -> None:
     work = Work()
-    with pytest.raises(ExceptionGroup) as group:
+    async def working() -> None:
         async with Workers(work, count=2) as workers:
             workers.put(1)
             await settle()
             raise KeyError("mine")
+
+    with pytest.raises(ExceptionGroup) as group:
+        await working()
     assert isinstance(group.value.exceptions[0], KeyError)
 
 
