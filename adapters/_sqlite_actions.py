@@ -1,5 +1,6 @@
 """What operators do to messages in the journal's tables, what is remembered, and what is found damaged."""
 
+# ruff: noqa: S608  what is put into statements is question marks and words of ours
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ def replay(tables: Tables, ids: Sequence[str], target: str | None, by: str, wall
     """Final messages become pending or stored again. How many did."""
     lanes: set[Lane] = set()
     count = 0
-    for id in ids:
-        seq = _seq(tables, id)
+    for name in ids:
+        seq = _seq(tables, name)
         found = seq and tables.execute("SELECT route, state, trace FROM states WHERE seq = ?", (seq,)).fetchone()
         if not seq or not found or found[1] == PENDING:
             continue
@@ -113,8 +114,8 @@ def discard(tables: Tables, ids: Sequence[str], by: str, wall_s: float) -> int:
     """Dead and unfinished messages become discarded. How many did."""
     lanes: set[Lane] = set()
     count = 0
-    for id in ids:
-        seq = _seq(tables, id)
+    for name in ids:
+        seq = _seq(tables, name)
         if seq is not None and _discard(tables, seq, lanes):
             _note(tables, seq, wall_s, by, "discard")
             count += 1
@@ -132,10 +133,12 @@ def _discard(tables: Tables, seq: int, lanes: set[Lane]) -> bool:
     route, state = found
     if state not in (PENDING, DEAD):
         return False
-    open = tables.execute("SELECT target, lane FROM deliveries WHERE seq = ? AND state = 1", (seq,)).fetchall()
-    lanes.update((route, target, lane) for target, lane in open if lane is not None)
+    waiting: list[tuple[str, str | None]] = tables.execute(
+        "SELECT target, lane FROM deliveries WHERE seq = ? AND state = 1", (seq,)
+    ).fetchall()
+    lanes.update((route, target, lane) for target, lane in waiting if lane is not None)
     tables.execute("UPDATE deliveries SET state = 6, due_at = NULL WHERE seq = ? AND state IN (1, 5)", (seq,))
-    tables.count(route, OPEN_DELIVERIES, -len(open))
+    tables.count(route, OPEN_DELIVERIES, -len(waiting))
     tables.count(route, state, -1)
     tables.change_state(seq, route, DISCARDED, None)
     return True

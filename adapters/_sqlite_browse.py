@@ -1,5 +1,6 @@
 """Lists of messages, and everything about one, over the connection that is for people."""
 
+# ruff: noqa: S608  what is put into statements is question marks and words of ours
 from __future__ import annotations
 
 import logging
@@ -89,7 +90,7 @@ def _ranges(connection: apsw.Connection, wanted: Filter, before: int) -> Iterato
     if wanted.since_s is None and wanted.until_s is None:
         yield 0, before
         return
-    zones = connection.execute(
+    zones: list[Any] = connection.execute(
         "SELECT zone FROM zones WHERE high >= ? AND low <= ? ORDER BY zone DESC",
         (-1e300 if wanted.since_s is None else wanted.since_s, 1e300 if wanted.until_s is None else wanted.until_s),
     ).fetchall()
@@ -169,31 +170,36 @@ def _source(connection: apsw.Connection, wanted: Filter, state: int | None) -> t
 
 def find(connection: apsw.Connection, id: str) -> Detail | None:
     """Everything about the message with this id, or with a child of this id."""
+    detail = None
     with connection:
         key = id_key(id)
-        seq = connection.execute("SELECT seq FROM messages WHERE id = ?", (key,)).get
+        seq: Any = connection.execute("SELECT seq FROM messages WHERE id = ?", (key,)).get
         if seq is None:
             seq = connection.execute("SELECT seq FROM deliveries WHERE child = ? LIMIT 1", (key,)).get
-        if seq is None:
-            return None
-        line = connection.execute(f"{_FOUND} (?)", (seq,)).get
-        row = _row(line, Filter())
-        assert row is not None
-        crc, envelope, body, trace = connection.execute(
-            "SELECT m.crc, m.envelope, m.body, s.trace FROM messages m LEFT JOIN states s USING (seq) WHERE m.seq = ?",
-            (seq,),
-        ).get
-        message = _message(row, line[2], crc, envelope, body)
-        hops, attempts = _history(connection, seq, trace)
-        lines = [text for (text,) in connection.execute("SELECT line FROM actions WHERE seq = ? ORDER BY n", (seq,))]
-        return Detail(
-            row=row,
-            message=message,
-            hops=hops,
-            attempts=attempts,
-            deliveries=_deliveries(connection, seq, row.route),
-            actions=lines,
-        )
+        if seq is not None:
+            detail = _detail(connection, seq)
+    return detail
+
+
+def _detail(connection: apsw.Connection, seq: int) -> Detail:
+    line: Any = connection.execute(f"{_FOUND} (?)", (seq,)).get
+    row = _row(line, Filter())
+    assert row is not None
+    crc, envelope, body, trace = connection.execute(
+        "SELECT m.crc, m.envelope, m.body, s.trace FROM messages m LEFT JOIN states s USING (seq) WHERE m.seq = ?",
+        (seq,),
+    ).get
+    message = _message(row, line[2], crc, envelope, body)
+    hops, attempts = _history(connection, seq, trace)
+    lines: Any = connection.execute("SELECT line FROM actions WHERE seq = ? ORDER BY n", (seq,)).fetchall()
+    return Detail(
+        row=row,
+        message=message,
+        hops=hops,
+        attempts=attempts,
+        deliveries=_deliveries(connection, seq, row.route),
+        actions=[text for (text,) in lines],
+    )
 
 
 def _message(row: Row, key: bytes | str, crc: int, envelope: bytes, body: bytes) -> Message:
@@ -221,19 +227,20 @@ def _history(connection: apsw.Connection, seq: int, last: bytes | None) -> tuple
 
 def _deliveries(connection: apsw.Connection, seq: int, route: str) -> list[Delivery]:
     found: list[Delivery] = []
-    for row in connection.execute(DELIVERY + "WHERE d.seq = ? ORDER BY d.n", (seq,)).fetchall():
+    rows: list[Any] = connection.execute(DELIVERY + "WHERE d.seq = ? ORDER BY d.n", (seq,)).fetchall()
+    for row in rows:
         try:
             found.append(delivery_of(route, row))
         except DamagedError as error:
             parent, child, target, state, lane, attempts, due_at, *_ = row
-            id = id_text(parent if child is None else child)
-            log.error("a delivery is damaged", extra={"route": route, "message_id": id, "reason": str(error)})
+            name = id_text(parent if child is None else child)
+            log.error("a delivery is damaged", extra={"route": route, "message_id": name, "reason": str(error)})
             found.append(
                 Delivery(
                     parent=id_text(parent),
                     target=target,
-                    message=Message(id=id, raw=row[10]),
-                    state=STATES[state],  # type: ignore[arg-type]
+                    message=Message(id=name, raw=row[10]),
+                    state=STATES[state],
                     key=lane,
                     attempts=attempts,
                     due_at=due_at,

@@ -1,5 +1,6 @@
 """Deliveries in the journal's tables: written, tried, claimed; the order of lanes; the end of their messages."""
 
+# ruff: noqa: S608  what is put into statements is question marks and words of ours
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -130,12 +131,12 @@ def _expand(tables: Tables, change: Expansion, lanes: set[Lane]) -> None:
         _insert(tables, place, parcel, (envelope, body))
         if parcel.lane is not None and parcel.state == PENDING:
             lanes.add((place.route, parcel.target, parcel.lane))
-    open = sum(parcel.state == PENDING for parcel in change.parcels)
-    tables.count(place.route, OPEN_DELIVERIES, open)
+    left = sum(parcel.state == PENDING for parcel in change.parcels)
+    tables.count(place.route, OPEN_DELIVERIES, left)
     state, reason = PENDING, None
-    if not open:
+    if not left:
         state, reason = _gravest([(parcel.state, parcel.reason) for parcel in change.parcels])
-    tables.set_state(place.seq, place.route, state, reason, open=open)
+    tables.set_state(place.seq, place.route, state, reason, open=left)
     tables.add_trace(place.seq, change.trace)
 
 
@@ -196,7 +197,9 @@ def closed(tables: Tables, seq: int, route: int, count: int) -> None:
     left = tables.execute("UPDATE states SET open = open - ? WHERE seq = ? RETURNING open", (count, seq)).get
     if left:
         return
-    ends = tables.execute("SELECT state, reason FROM deliveries WHERE seq = ?", (seq,)).fetchall()
+    ends: list[tuple[int, bytes | None]] = tables.execute(
+        "SELECT state, reason FROM deliveries WHERE seq = ?", (seq,)
+    ).fetchall()
     state, reason = _gravest(ends)
     tables.count(route, PENDING, -1)
     tables.change_state(seq, route, state, reason)
@@ -249,7 +252,7 @@ def claim(tables: Tables, messages: Sequence[str], deliveries: Sequence[tuple[st
 
 
 def _claim_messages(tables: Tables, ids: Sequence[str]) -> None:
-    keys: dict[Any, str] = {id_key(id): id for id in ids}
+    keys: dict[Any, str] = {id_key(name): name for name in ids}
     groups: dict[tuple[int, int], list[int]] = {}
     for *place, key in tables.execute(_find_stored(len(keys)), tuple(keys)).fetchall():
         found = Place(*place)

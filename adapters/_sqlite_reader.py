@@ -1,4 +1,4 @@
-"""What the delivery asks the journal for, in a thread and over a connection of their own: it never waits for a commit."""
+"""What the delivery asks the journal for, in a thread and over a connection of its own: no commit holds it up."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def delivery_of(route: str, row: Sequence[Any]) -> Delivery:
         parent=id_text(parent),
         target=target,
         message=message,
-        state=STATES[state],  # type: ignore[arg-type]
+        state=STATES[state],
         key=lane,
         attempts=attempts,
         due_at=due_at,
@@ -202,7 +202,8 @@ def next_due(connection: apsw.Connection, route: int, exclude: Collection[tuple[
 
 def _times(connection: apsw.Connection, route: int, until: float | None) -> apsw.Cursor:
     return connection.execute(
-        "SELECT d.n, d.claims, coalesce(d.child, m.id), d.target, d.due_at FROM deliveries d JOIN messages m USING (seq) "
+        "SELECT d.n, d.claims, coalesce(d.child, m.id), d.target, d.due_at "
+        "FROM deliveries d JOIN messages m USING (seq) "
         "WHERE d.route = ? AND d.state = 1 AND d.due_at <= ? ORDER BY d.due_at, d.turn, d.n",
         (route, 1e300 if until is None else until),
     )

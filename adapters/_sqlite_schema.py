@@ -145,11 +145,11 @@ def opened(path: Path) -> apsw.Connection:
         return connection
     except apsw.Error as error:
         if connection is not None:
-            connection.close(True)
+            connection.close()
         raise ConfigError(_sqlite_sentence(path, error)) from error
     except BaseException:
         if connection is not None:
-            connection.close(True)
+            connection.close()
         raise
 
 
@@ -177,14 +177,14 @@ def connect(path: Path, cache_kib: int, *, reads_only: bool = False) -> apsw.Con
     pragma("cache_size", -cache_kib)
     pragma("temp_store", "memory")
     if reads_only:
-        pragma("query_only", True)
+        pragma("query_only", 1)
         return connection
     pragma("auto_vacuum", "INCREMENTAL")
     pragma("journal_mode", "wal")
     pragma("synchronous", SYNCHRONOUS)
     pragma("wal_autocheckpoint", 0)
     pragma("journal_size_limit", 64 << 20)
-    pragma("foreign_keys", False)
+    pragma("foreign_keys", 0)
     return connection
 
 

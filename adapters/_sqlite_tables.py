@@ -3,6 +3,7 @@
 Everything here happens inside a transaction that the writer began; after it `committed` or `rolled_back` is called.
 """
 
+# ruff: noqa: S608  what is put into statements is question marks and words of ours
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -79,7 +80,7 @@ class Tables:
 
     def __init__(self, connection: apsw.Connection, now: Callable[[], float]) -> None:
         self.connection = connection
-        self.execute = connection.execute
+        self.execute: Callable[..., Any] = connection.execute
         self.now = now
         self.routes: dict[str, int] = {}
         self.names: dict[int, str] = {}
@@ -88,8 +89,8 @@ class Tables:
         self.clock_s = 0.0
         """Journal time as last persisted."""
         self.urgent: dict[int, int] = {}
-        self.sweep_from = 0
-        """No message before this one can be removed."""
+        self.ended_from: float = 0
+        """The first of the messages that became final since retention last began to look."""
         self._next = 1
         self._deltas: dict[tuple[int, int], int] = {}
         self._known: dict[str, Place] = {}
@@ -158,10 +159,10 @@ class Tables:
         rows: list[Any] = []
         known = self._known
         low = high = arrivals[0][5]
-        for name, id, urgency, crc, key, received, correlation, envelope, body in arrivals:
+        for name, message_id, urgency, crc, key, received, correlation, envelope, body in arrivals:
             route = self.routes.get(name) or self.route_number(name)
             rows += (seq, route, urgency, crc, received, key, correlation, envelope, body)
-            known[id] = Place(seq, route, urgency, seq)
+            known[message_id] = Place(seq, route, urgency, seq)
             low, high = min(low, received), max(high, received)
             self._deltas[route, STORED] = self._deltas.get((route, STORED), 0) + 1
             seq += 1
@@ -263,13 +264,13 @@ class Tables:
         known, older = self._known, self._older
         now = self.now()
         seen: set[str] = set()
-        for id, state, trace, reason in ends:
-            if id in seen:
+        for message_id, state, trace, reason in ends:
+            if message_id in seen:
                 continue
-            seen.add(id)
-            place = known.pop(id, None) or older.pop(id, None)
+            seen.add(message_id)
+            place = known.pop(message_id, None) or older.pop(message_id, None)
             if state != DELIVERED or place is None:
-                self.finish(id, state, trace, reason, place)
+                self.finish(message_id, state, trace, reason, place)
                 continue
             group = place[1], place[2]
             if group in groups:
@@ -287,7 +288,7 @@ class Tables:
             some = rows[at : at + 4 * CHUNK]
             self.execute(_insert_states(len(some) // 4), some)
         if rows:
-            self.sweep_from = min(self.sweep_from, min(rows[::4]))
+            self.ended_from = min(self.ended_from, *rows[::4])
 
     def finish(
         self, id: str, state: int, trace: bytes | None, reason: Reason | None, place: Place | None = None
@@ -304,7 +305,7 @@ class Tables:
         if state == DELIVERED:
             self.execute(_insert_states(1), (place.seq, place.route, self.now(), trace))
             self.count(place.route, DELIVERED, 1)
-            self.sweep_from = min(self.sweep_from, place.seq)
+            self.ended_from = min(self.ended_from, place.seq)
             return
         self.set_state(place.seq, place.route, state, reason, trace=trace)
 
@@ -348,7 +349,7 @@ class Tables:
             ),
         )
         self.count(route, state, 1)
-        self.sweep_from = min(self.sweep_from, seq)
+        self.ended_from = min(self.ended_from, seq)
 
     def change_state(self, seq: int, route: int, state: int, reason: Reason | None) -> None:
         """Gives another state to a message that has one; counts it there, not where it was."""
@@ -357,7 +358,7 @@ class Tables:
             (state, self.now(), _kind(reason, state), reason_blob(reason), seq),
         )
         self.count(route, state, 1)
-        self.sweep_from = min(self.sweep_from, seq)
+        self.ended_from = min(self.ended_from, seq)
 
     def add_trace(self, seq: int, trace: bytes | None) -> None:
         """Adds a piece to the history of a message that is not at its end."""

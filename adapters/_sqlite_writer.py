@@ -77,7 +77,7 @@ class Writer:
     # -- on the loop -------------------------------------------------------------------------------------------------
 
     def put(self, op: Op) -> None:
-        """Hands over. The writer is woken once per turn of the loop, so that what comes together is written together."""
+        """Hands over. The writer is woken once per turn of the loop: what comes together is written together."""
         if self.broken is not None or self._closing:
             op.future.set_exception(JournalBrokenError(self.broken or "journal: it is closed"))
             return
@@ -231,7 +231,10 @@ class Writer:
                 if ends:
                     tables.finish_all(ends)
                     ends = []
-                op.result = apply(tables, op.data) if kind == CHANGES else op.data(tables)
+                if kind == CHANGES:
+                    apply(tables, op.data)
+                else:
+                    op.result = op.data(tables)
         if ends:
             tables.finish_all(ends)
         tables.close_books()

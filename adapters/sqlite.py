@@ -9,6 +9,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,9 @@ class SqliteJournal:
 
     # -- what is asked of it -----------------------------------------------------------------------------------------
 
+    def trouble(self) -> str | None:
+        return self._writer.broken or self._upkeep.full
+
     def counts(self) -> Mapping[str, Mapping[State, int]]:
         return self._tables.books()
 
@@ -220,13 +224,13 @@ class SqliteJournal:
         number = self._has(route, STORED)
         if number is None:
             return ()
-        keys = {id_key(id) for id in exclude}
+        keys = {id_key(name) for name in exclude}
         while True:
             works, damaged = await self._readers["delivery"].call(
                 lambda connection: reading.stored(connection, number, keys, limit, max_bytes)
             )
             if damaged:
-                await self._call(lambda tables, seqs=damaged: actions.quarantine_messages(tables, seqs))
+                await self._call(partial(actions.quarantine_messages, seqs=damaged))
             if works or not damaged:
                 return works
 
@@ -240,7 +244,7 @@ class SqliteJournal:
                 lambda connection: reading.due(connection, number, keys, limit, self.now())
             )
             if damaged:
-                await self._call(lambda tables, numbers=damaged: actions.quarantine_deliveries(tables, numbers))
+                await self._call(partial(actions.quarantine_deliveries, numbers=damaged))
             if found or not damaged:
                 return found
 
