@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from gateway.clock import SystemClock
-from gateway.config import Config, load
+from gateway.config import Config, Configured, load
 from gateway.errors import ConfigError
 from gateway.failpoints import failpoint
 from gateway.host import Services
@@ -17,6 +20,9 @@ from gateway.journal import Journal
 from gateway.observe import Observed
 from gateway.registry import module
 from gateway.route import Route
+
+if TYPE_CHECKING:
+    from gateway.api import Serving
 
 log = logging.getLogger("gateway.app")
 
@@ -29,6 +35,11 @@ class App:
         self.services = services
         self.routes: dict[str, Route] = {}
         self.started_s = services.clock.time()
+        self.phase: Literal["starting", "running", "stopping"] = "starting"
+        self._paused_file = services.data / "paused.json"
+        self._paused = _read_names(self._paused_file)
+        self.api: Serving | None = None
+        """Where the API is, when it runs."""
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done with a text when the process can promise nothing any more and must stop."""
         self._reloading = asyncio.Lock()
@@ -39,19 +50,29 @@ class App:
         Raises:
             ConfigError: one of them can't run as configured; those that had started are stopped.
         """
-        try:
-            for configured in self.config.routes.values():
-                route = self.routes[configured.name] = Route(configured, self.services)
-                await route.listen()
-            for route in self.routes.values():
-                route.open()
-        except BaseException:
-            await self.stop(grace_s=0)
-            raise
+        async with self._reloading:
+            try:
+                for configured in self.config.routes.values():
+                    await self._added(configured).listen()
+                for route in self.routes.values():
+                    route.open()
+            except BaseException:
+                await self._stop_routes(0)
+                raise
+            self.phase = "running"
+
+    def _added(self, configured: Configured) -> Route:
+        route = self.routes[configured.name] = Route(configured, self.services)
+        route.paused = configured.name in self._paused
+        return route
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Closes all gates, lets what is in flight finish for at most `grace_s`, then stops sources and targets."""
-        grace_s = self.config.gateway.grace if grace_s is None else grace_s
+        self.phase = "stopping"
+        async with self._reloading:
+            await self._stop_routes(self.config.gateway.grace if grace_s is None else grace_s)
+
+    async def _stop_routes(self, grace_s: float) -> None:
         await asyncio.gather(*(route.stop(grace_s) for route in self.routes.values()))
         self.routes.clear()
 
@@ -62,6 +83,8 @@ class App:
             ConfigError: it is wrong or can't run; what ran before still runs.
         """
         async with self._reloading:
+            if self.phase == "stopping":
+                raise ConfigError("the gateway is stopping; start it again to change its configuration")
             try:
                 config = await asyncio.to_thread(load, self.config.path)
                 done = await self._change_to(config)
@@ -72,6 +95,32 @@ class App:
             self.services.observed.reloads["good"] += 1
             log.info("configuration changed", extra={"routes": done})
             return done
+
+    async def pause(self, name: str) -> None:
+        """Pauses a route (see `Route.pause`), also after a restart. Returns once nothing is being sent any more.
+
+        Raises:
+            KeyError: there is no such route.
+        """
+        async with self._reloading:
+            route = self.routes[name]
+            await asyncio.to_thread(_write_names, self._paused_file, self._paused | {name})
+            self._paused.add(name)
+            await route.pause(self.config.gateway.grace)
+        log.info("paused", extra={"route": name})
+
+    async def resume(self, name: str) -> None:
+        """Ends the pause of a route.
+
+        Raises:
+            KeyError: there is no such route.
+        """
+        async with self._reloading:
+            route = self.routes[name]
+            await asyncio.to_thread(_write_names, self._paused_file, self._paused - {name})
+            self._paused.discard(name)
+            route.resume()
+        log.info("resumed", extra={"route": name})
 
     async def _change_to(self, config: Config) -> list[str]:
         before = self.config
@@ -100,7 +149,7 @@ class App:
         for configured in config.routes.values():
             running = self.routes.get(configured.name)
             if running is None:
-                route = self.routes[configured.name] = Route(configured, self.services)
+                route = self._added(configured)
                 fresh.append(route)
                 await route.listen()
                 done.append(f"{configured.name}: started")
@@ -114,8 +163,12 @@ class App:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[App]:
+async def running(
+    config: Config, *, beside: Callable[[App], AbstractAsyncContextManager[object]] | None = None
+) -> AsyncIterator[App]:
     """The gateway of this configuration, started; stopped when the context ends.
+
+    beside: what runs with it, entered before the first route starts and left after the last has stopped.
 
     Raises:
         ConfigError: it can't run as configured, or another process has its data folder.
@@ -141,11 +194,12 @@ async def running(config: Config) -> AsyncIterator[App]:
     ) as journal:
         services = Services(settings.name, settings.data, journal, observed, clock)
         app = App(config, services)
-        await app.start()
-        try:
-            yield app
-        finally:
-            await app.stop()
+        async with beside(app) if beside is not None else nullcontext():
+            await app.start()
+            try:
+                yield app
+            finally:
+                await app.stop()
 
 
 def _folder(data: Path) -> Path:
@@ -154,3 +208,27 @@ def _folder(data: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"gateway.data: {data} can't be made: {error.strerror}") from error
     return data
+
+
+def _read_names(file: Path) -> set[str]:
+    try:
+        names = json.loads(file.read_text())
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return set(names)
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError):
+        pass
+    raise ConfigError(f"{file}: expected a list of the routes that are paused; put it right, or remove it")
+
+
+def _write_names(file: Path, names: set[str]) -> None:
+    new = file.with_suffix(".new")
+    try:
+        with new.open("w") as stream:
+            json.dump(sorted(names), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+    except OSError as error:
+        raise ConfigError(f"{file} can't be written: {error.strerror}; nothing was changed") from error

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.checks import cross_checks, notes
-from gateway.documents import Complaint, Complaints, Document, complaints_of, did_you_mean, read
+from gateway.documents import Complaint, Complaints, Document, complaints_of, did_you_mean, parse, read
 from gateway.language import NAME, File, Gateway, Route
 from gateway.registry import read_component
 from gateway.settings import Address, AddressField, Loading, ServerTls, Settings
@@ -51,6 +51,15 @@ def load(path: Path) -> Config:
         Complaints: all that is wrong with it.
     """
     return _Reading(read(path), path).config()
+
+
+def load_text(text: str, path: Path) -> Config:
+    """The configuration in a text, as if it stood in the file at `path`; nothing is written.
+
+    Raises:
+        Complaints: all that is wrong with it.
+    """
+    return _Reading(parse(text, path), path).config()
 
 
 class _Listener(Settings):

@@ -237,6 +237,10 @@ class Journal(Protocol):
         """
         ...
 
+    def trouble(self) -> str | None:
+        """Why nothing new is taken in now, such as a full disk; None: it is."""
+        ...
+
     def counts(self) -> Mapping[str, Mapping[State, int]]:
         """How many messages of each route are in each state, those that retention removed included: the books."""
         ...

@@ -6,18 +6,30 @@ Meters are plain integers that the data path adds to; Prometheus families are ma
 from __future__ import annotations
 
 import logging
-import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.message import rfc3339
+from gateway.logs import lines_dropped, log_as_json
+from gateway.message import Message, Outcome, rfc3339
 from gateway.ports import Clock
+
+__all__ = [
+    "BUCKETS_S",
+    "Histogram",
+    "MetricsCollector",
+    "Observed",
+    "Peer",
+    "PeerState",
+    "RouteMeters",
+    "TargetMeters",
+    "Watcher",
+    "log_as_json",
+]
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -137,6 +149,18 @@ class Peer:
         return {**row, "since": rfc3339(self.since_s), "losses": self.losses}
 
 
+class Watcher(Protocol):
+    """Who wants to see things as they happen. It must be quick, and never raise."""
+
+    def heard(self, route: str, message: Message, outcome: Outcome) -> None:
+        """A route has answered for a message."""
+        ...
+
+    def changed(self, peer: Peer) -> None:
+        """A link has another state, or another reason for it."""
+        ...
+
+
 @dataclass
 class Observed:
     """All meters and peers of a running gateway."""
@@ -146,6 +170,8 @@ class Observed:
     peers: dict[tuple[str, str, str], Peer] = field(default_factory=dict)
     connections: int = 0
     reloads: dict[str, int] = field(default_factory=lambda: {"good": 0, "failed": 0})
+    watcher: Watcher | None = None
+    """None: nobody looks, and it costs nothing."""
 
     def route(self, name: str) -> RouteMeters:
         """The meters of a route: kept across reloads, as counters must be."""
@@ -176,6 +202,8 @@ class Observed:
             f"{peer.kind} {state}",
             extra={"route": peer.route, "peer": peer.name, **({"reason": reason} if reason else {})},
         )
+        if self.watcher is not None:
+            self.watcher.changed(peer)
 
     def forget(self, route: str) -> None:
         """Drops the peers of a route that stopped. Its counters stay."""
@@ -197,6 +225,7 @@ log = logging.getLogger("gateway")
 _ROUTE_COUNTERS = {
     "received": "messages that sources handed over",
     "accepted": "messages acknowledged to their sender as safe",
+    "stored": "messages of these that are in the journal",
     "refused": "messages that can't pass: the sender was told, or a dead letter was kept",
     "deferred": "messages not taken now: the sender sends again",
     "filtered": "messages that a filter ended",
@@ -213,11 +242,16 @@ _TARGET_COUNTERS = {
 }
 
 
+Counts = Mapping[str, Mapping[Any, int]]
+
+
 class MetricsCollector(Collector):
     """Makes Prometheus families of the meters when they are scraped."""
 
-    def __init__(self, observed: Observed) -> None:
+    def __init__(self, observed: Observed, counts: Callable[[], Counts] = dict) -> None:
+        """counts: how many stored messages of each route are in each state (`Journal.counts`)."""
         self._observed = observed
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
         """The families, route by route and target by target."""
@@ -227,14 +261,10 @@ class MetricsCollector(Collector):
             for route, meters in routes:
                 counter.add_metric([route], getattr(meters, name))
             yield counter
-        for name, text in (
-            ("in_flight", "messages taken and not yet answered"),
-            ("pending", "stored messages not yet done"),
-        ):
-            gauge = GaugeMetricFamily(f"gateway_messages_{name}", text, labels=["route"])
-            for route, meters in routes:
-                gauge.add_metric([route], getattr(meters, name))
-            yield gauge
+        gauge = GaugeMetricFamily("gateway_messages_in_flight", "messages taken and not yet answered", labels=["route"])
+        for route, meters in routes:
+            gauge.add_metric([route], meters.in_flight)
+        yield gauge
         dropped = CounterMetricFamily(
             "gateway_messages_dropped", "messages let go, at most once", labels=["route", "why"]
         )
@@ -250,6 +280,25 @@ class MetricsCollector(Collector):
         )
         yield from self._targets()
         yield from self._peers()
+        yield from self._journal()
+        yield CounterMetricFamily(
+            "gateway_log_lines_dropped", "log lines let go because standard error took none", value=lines_dropped()
+        )
+
+    def _journal(self) -> Iterator[Metric]:
+        counts = self._counts()
+        states = GaugeMetricFamily(
+            "gateway_journal_messages",
+            "stored messages by state, those that retention removed included",
+            labels=["route", "state"],
+        )
+        pending = GaugeMetricFamily("gateway_messages_pending", "stored messages not yet done", labels=["route"])
+        for route, found in sorted(counts.items()):
+            for state, count in sorted(found.items()):
+                states.add_metric([route, state], count)
+            pending.add_metric([route], found.get("stored", 0) + found.get("pending", 0))
+        yield states
+        yield pending
 
     def _targets(self) -> Iterator[Metric]:
         rows = [
@@ -291,33 +340,3 @@ def _histogram(name: str, text: str, labels: list[str], rows: Iterable[tuple[tup
     for values, histogram in rows:
         family.add_metric(values, buckets=histogram.cumulative(), sum_value=histogram.sum_s)
     return family
-
-
-_ORDINARY = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, event, then the fields given as `extra`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
-        line: dict[str, Any] = {
-            "time": rfc3339(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-        }
-        line.update((name, value) for name, value in record.__dict__.items() if name not in _ORDINARY)
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
-
-
-def log_as_json(level: int = logging.INFO) -> None:
-    """Sends all logs of the process to standard error as JSON lines; libraries only from warnings on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("gateway").setLevel(level)

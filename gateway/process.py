@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from watchfiles import awatch
 
+from gateway.api import Serving, serving
 from gateway.app import App, running
 from gateway.config import Config, load
 from gateway.errors import ConfigError
+from gateway.logs import flush_logs
 
 log = logging.getLogger("gateway.process")
 
@@ -24,48 +28,93 @@ EXIT_GOOD, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 def run(path: Path, *, watch: bool, started: Callable[[App], None]) -> int:
     """Runs the gateway until a signal ends it. Returns its exit code: 0, or 1 when the journal's disk failed.
 
-    watch: changed files are loaded as with SIGHUP. started: called once everything listens.
+    SIGTERM and SIGINT let what is in flight finish, a second one ends the process at once with 1; SIGHUP loads the
+    configuration again.
+
+    watch: changed files are loaded as with SIGHUP. started: called once everything listens; `app.api` then says where
+    the API is.
 
     Raises:
         ConfigError: it can't run as configured.
     """
     config = load(path)
-    return _run_in_fast_loop(_serve(config, watch=watch, started=started))
+    try:
+        return _run_in_fast_loop(_serve(config, watch=watch, started=started))
+    finally:
+        flush_logs()
 
 
 def _run_in_fast_loop(main: Coroutine[Any, Any, int]) -> int:
     try:
-        import uvloop  # noqa: PLC0415 - an accelerator: asyncio's own loop serves where it is missing
+        import uvloop
     except ImportError:
         return asyncio.run(main)
     return uvloop.run(main)
 
 
+class _Signals:
+    """What signals ask for."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.reload = asyncio.Event()
+        self.starting: asyncio.Task[Any] | None = asyncio.current_task()
+        """Who is to be cancelled when the stop comes before everything runs."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self.reload.set)
+
+    def _stop(self) -> None:
+        if self.stop.is_set():
+            log.warning("stopping at once: a second signal came")
+            flush_logs()
+            os._exit(EXIT_FAILED)
+        self.stop.set()
+        if self.starting is not None:
+            self.starting.cancel()
+
+
 async def _serve(config: Config, *, watch: bool, started: Callable[[App], None]) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    reload_wanted = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
-    async with running(config) as app:
-        gc.collect()
-        gc.freeze()  # what is made at start lives as long as the process: no need to look at it again and again
-        tasks = [
-            asyncio.create_task(stop.wait(), name="process:stop"),
-            asyncio.create_task(_reloads(app, reload_wanted), name="process:reload"),
-        ]
-        if watch:
-            tasks.append(asyncio.create_task(_watch(config.path, reload_wanted, stop), name="process:watch"))
-        started(app)
-        await asyncio.wait({tasks[0], app.broken}, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if app.broken.done():
-            log.critical("stopping: the journal can promise nothing more", extra={"reason": app.broken.result()})
-            return EXIT_FAILED
-        log.info("stopping")
+    signals = _Signals()
+    try:
+        async with running(config, beside=_api) as app:
+            signals.starting = None
+            return await _run(app, signals, watch=watch, started=started)
+    except asyncio.CancelledError:
+        if signals.stop.is_set():
+            return EXIT_GOOD
+        raise
+
+
+@asynccontextmanager
+async def _api(app: App) -> AsyncIterator[Serving]:
+    async with serving(app) as place:
+        app.api = place
+        yield place
+
+
+async def _run(app: App, signals: _Signals, *, watch: bool, started: Callable[[App], None]) -> int:
+    gc.collect()
+    gc.freeze()  # what is made at start lives as long as the process: no need to look at it again and again
+    tasks = [
+        asyncio.create_task(signals.stop.wait(), name="process:stop"),
+        asyncio.create_task(_reloads(app, signals.reload), name="process:reload"),
+    ]
+    if watch:
+        watching = _watch(app.config.path, signals.reload, signals.stop)
+        tasks.append(asyncio.create_task(watching, name="process:watch"))
+    log.info("running", extra={"gateway": app.config.gateway.name, "routes": list(app.routes)})
+    started(app)
+    ends: set[asyncio.Future[Any]] = {tasks[0], app.broken}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if app.broken.done():
+        log.critical("stopping: the journal can promise nothing more", extra={"reason": app.broken.result()})
+        return EXIT_FAILED
+    log.info("stopping")
     return EXIT_GOOD
 
 
@@ -73,15 +122,13 @@ async def _reloads(app: App, wanted: asyncio.Event) -> bool:
     while True:
         await wanted.wait()
         wanted.clear()
-        try:
+        with suppress(ConfigError):  # logged where it was decided; what ran before still runs
             await app.reload()
-        except ConfigError:
-            continue  # logged where it was decided; what ran before still runs
 
 
 async def _watch(path: Path, wanted: asyncio.Event, stop: asyncio.Event) -> bool:
     # The folder, not the file: editors and mounted config maps replace files by renaming.
-    folder = path if path.is_dir() else path.parent
+    folder = path if await asyncio.to_thread(path.is_dir) else path.parent
     suffixes = (".yaml", ".yml", ".json", ".xsd", ".xslt", ".pem")
     async for _ in awatch(folder, stop_event=stop, watch_filter=lambda _change, name: name.endswith(suffixes)):
         wanted.set()

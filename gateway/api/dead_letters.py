@@ -1,0 +1,176 @@
+"""Dead letters by filter: all that match are sent again or discarded, at a rate, and what is done matches no more."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from gateway.api.access import OPERATE, Caller, Calling
+from gateway.api.bodies import answer, moment, only, read_json
+from gateway.api.control import Control, Running
+from gateway.api.messages import poke, replay_one
+from gateway.api.problems import Problem
+from gateway.failpoints import failpoint
+from gateway.journal import Filter
+from gateway.route import Route
+from gateway.units import rate
+
+log = logging.getLogger("gateway.api")
+
+router = APIRouter(prefix="/api/v1/dead-letters", tags=["dead letters"])
+
+CHUNK = 256
+MOST = 100_000
+"""How many one call handles at most; `more` in its answer says that there are others: call again."""
+RATE = "1000/s"
+
+
+class Bulk(msgspec.Struct, forbid_unknown_fields=True):
+    """Which dead letters, and how fast. Every member that is not given does not matter."""
+
+    route: str | None = None
+    reason: str | None = None
+    since: str | None = None
+    until: str | None = None
+    q: str | None = None
+    correlation_id: str | None = None
+    rate: str = RATE
+
+
+class BulkReplay(Bulk, forbid_unknown_fields=True):
+    """As `Bulk`; `target`: only what is for this one."""
+
+    target: str | None = None
+
+
+Chosen = tuple[str, str]
+"""The id of a dead letter and its route."""
+
+
+@router.post("/replay", dependencies=OPERATE)
+async def replay(request: Request, control: Running, caller: Calling) -> Response:
+    """Sends all dead letters that match again, those first that came first."""
+    only(request)
+    wanted = await read_json(request, BulkReplay)
+    bulk = _Bulk(control, request, wanted, caller)
+
+    async def replayed(route: str, ids: Sequence[str]) -> None:
+        running = control.routes.get(route)
+        if running is None:
+            bulk.skip("route_gone", len(ids))
+        elif running.delivering is None:
+            await _one_by_one(bulk, running, ids)
+        else:
+            done = await control.services.journal.replay(ids, wanted.target, caller.shown)
+            bulk.done += done
+            if done < len(ids):
+                bulk.skip("nothing_to_replay", len(ids) - done)
+            failpoint("replay.bulk")
+            poke(running)
+
+    return await bulk.run("replayed", replayed)
+
+
+async def _one_by_one(bulk: _Bulk, route: Route, ids: Sequence[str]) -> None:
+    """Dead letters of a route that stores nothing."""
+    for message_id in ids:
+        detail = await bulk.control.services.journal.find(message_id)
+        if detail is None:
+            continue
+        try:
+            await replay_one(bulk.control, route, detail, None, bulk.caller)
+            bulk.done += 1
+        except Problem as problem:
+            bulk.skip(problem.code, 1)
+
+
+@router.post("/discard", dependencies=OPERATE)
+async def discard(request: Request, control: Running, caller: Calling) -> Response:
+    """Discards all dead letters that match. Their bodies are kept until retention removes them."""
+    only(request)
+    wanted = await read_json(request, Bulk)
+    bulk = _Bulk(control, request, wanted, caller)
+
+    async def discarded(route: str, ids: Sequence[str]) -> None:
+        bulk.done += await control.services.journal.discard(ids, caller.shown)
+        poke(control.routes.get(route))
+
+    return await bulk.run("discarded", discarded)
+
+
+class _Bulk:
+    """One bulk action: what it chose, how it goes on, what it has done."""
+
+    def __init__(self, control: Control, request: Request, wanted: Bulk, caller: Caller) -> None:
+        self.control = control
+        self.caller = caller
+        self.done = 0
+        self._request = request
+        self._skipped: Counter[str] = Counter()
+        clock = control.services.clock
+        until_s = moment("until", wanted.until, clock)
+        self._filter = Filter(
+            route=wanted.route,
+            status="dead",
+            reason=wanted.reason,
+            since_s=moment("since", wanted.since, clock),
+            until_s=until_s,
+            text=wanted.q,
+            correlation_id=wanted.correlation_id,
+        )
+        try:
+            self._rate = rate(wanted.rate)
+        except ValueError as error:
+            raise Problem(422, "invalid", f"rate: {error}") from None
+        if self._rate <= 0:
+            raise Problem(422, "invalid", f"rate: expected more than 0, got {wanted.rate}")
+
+    def skip(self, code: str, count: int) -> None:
+        """Notes messages that stay dead, and why."""
+        self._skipped[code] += count
+
+    async def run(self, word: str, act: Callable[[str, Sequence[str]], Awaitable[None]]) -> Response:
+        """Acts on all that were there when it began, oldest first, and says how many."""
+        chosen, more = await self._chosen()
+        stopped = False
+        async for route, ids in self._paced(chosen):
+            if await self._request.is_disconnected() or self.control.phase == "stopping":
+                stopped = True
+                break
+            await act(route, ids)
+        log.info(word, extra={"count": self.done, "skipped": dict(self._skipped), "by": self.caller.shown})
+        return answer({word: self.done, "skipped": dict(self._skipped), "more": more or stopped})
+
+    async def _chosen(self) -> tuple[list[Chosen], bool]:
+        """What matches now, oldest first: a message that dies again while we work is not sent twice."""
+        chosen: list[Chosen] = []
+        cursor = None
+        while len(chosen) < MOST:
+            rows = await self.control.services.journal.browse(self._filter, cursor, 500)
+            chosen += [(row.id, row.route) for row in rows]
+            if len(rows) < 500:
+                return chosen[::-1], False
+            cursor = rows[-1].cursor
+        return chosen[::-1], True
+
+    async def _paced(self, chosen: list[Chosen]) -> AsyncIterator[tuple[str, list[str]]]:
+        """Runs of messages of one route, no faster than the rate: at most a tenth of a second's worth at once."""
+        clock = self.control.services.clock
+        size = max(1, min(CHUNK, int(self._rate / 10)))
+        began, given = clock.monotonic(), 0
+        while given < len(chosen):
+            route = chosen[given][1]
+            ids = []
+            for message_id, its_route in chosen[given : given + size]:
+                if its_route != route:
+                    break
+                ids.append(message_id)
+            wait_s = began + given / self._rate - clock.monotonic()
+            if wait_s > 0:
+                await clock.sleep(wait_s)
+            yield route, ids
+            given += len(ids)

@@ -1,0 +1,81 @@
+"""Health for supervisors and load balancers, and metrics for Prometheus. They need no token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.process_collector import ProcessCollector
+
+from gateway.api.access import ANYBODY, READ
+from gateway.api.bodies import answer
+from gateway.api.control import Control, Running
+from gateway.api.shapes import Shape
+from gateway.observe import MetricsCollector
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+router = APIRouter(tags=["health"])
+
+
+def registry(control: Control) -> CollectorRegistry:
+    """The metrics of this gateway and of its process: a registry of its own, so that nobody else's are in it."""
+    found = CollectorRegistry(auto_describe=False)
+    found.register(MetricsCollector(control.services.observed, control.services.journal.counts))
+    ProcessCollector(registry=found)
+    return found
+
+
+@router.api_route("/health/live", methods=["GET", "HEAD"], dependencies=ANYBODY)
+async def live(control: Running) -> Response:
+    """200 while the process can keep its promises; 503 when the journal's disk failed and it must be restarted."""
+    if control.broken.done():
+        return answer({"status": "broken", "reason": "the journal's disk failed"}, 503)
+    return answer({"status": "live"})
+
+
+@router.api_route("/health/ready", methods=["GET", "HEAD"], dependencies=ANYBODY)
+async def ready(control: Running) -> Response:
+    """200 when every route takes messages and every link is up; else 503, with what is not."""
+    state = readiness(control)
+    return answer(state, 200 if state["ready"] else 503)
+
+
+def readiness(control: Control) -> Shape:
+    """Whether all is well, and the state of each route and its links."""
+    peers = list(control.services.observed.peers.values())
+    journal = journal_trouble(control)
+    good = control.phase == "running" and journal is None and all(peer.state == "up" for peer in peers)
+    routes: dict[str, Shape] = {}
+    for name, route in control.routes.items():
+        mine = [peer for peer in peers if peer.route == name]
+        routes[name] = {
+            "ready": bool(mine) and all(peer.state == "up" for peer in mine),
+            "paused": route.paused,
+            "peers": [peer.shown() for peer in mine],
+        }
+    return {"ready": good, "phase": control.phase, "journal": journal or "good", "routes": routes}
+
+
+def journal_trouble(control: Control) -> str | None:
+    """Why the journal takes nothing in; None: it does."""
+    if control.broken.done():
+        return "its disk failed; the gateway stops"
+    return control.services.journal.trouble()
+
+
+@router.get("/metrics", dependencies=ANYBODY)
+async def metrics(request: Request) -> Response:
+    """Counters, states and latencies in Prometheus' text form."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(request.app.state.registry), headers={"content-type": content_type})
+
+
+@router.get("/api/v1/openapi.json", dependencies=READ)
+async def openapi(request: Request) -> Response:
+    """What can be called, as OpenAPI."""
+    app: FastAPI = request.app
+    return answer(app.openapi())
