@@ -13,7 +13,7 @@ import pytest
 
 from adapters import mqtt
 from adapters.memory import box
-from gateway import Message
+from gateway import Message, TopicTemplate
 from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
 from tests.playground import ROOT, Playground, to_paste
 
@@ -72,7 +72,7 @@ def of_the_broker(place: Playground) -> mqtt.Connection:
 
 async def a_device_publishes(place: Playground) -> str:
     host = FakeHost()
-    sink = mqtt.Sink(connection=of_the_broker(place), topic="plant/press-1/telemetry")  # type: ignore[arg-type]
+    sink = mqtt.Sink(connection=of_the_broker(place), topic=TopicTemplate("plant/press-1/telemetry"))
     async with opened(sink, host) as send:
         await send(arriving(host, b'{"temperature": 71.5}'))
     return ""
@@ -150,6 +150,7 @@ SEEN: dict[str, Seen] = {
     "memory": Seen((r'Accepted \{"id":"A1","total":3.30\}',), when=a_test_hands_over),
     "pattern-call": Seen(("202",), {"var/orders.jsonl": '{"id":"A1","customer":"C9","crm":{"name":"Customer C9"}}\n'}),
     "pattern-choose": Seen(("202", "202"), log=("invoice.received I1", "document.received L1")),
+    "pattern-dedupe": Seen(("202", "202", "202"), {"var/orders.jsonl": '{"id": "A1"}\n{"id": "A2"}\n'}),
     "pattern-split": Seen(
         ("202",),
         {
