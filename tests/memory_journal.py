@@ -36,11 +36,13 @@ class Record:
     message: Message
     state: State = "stored"
     turn: int = 0
+    number: int = 0
     claims: int = 0
     reason: Reason | None = None
     hops: list[Hop] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
     delivery_claims: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
@@ -53,6 +55,7 @@ class MemoryJournal:
         self.commits: list[Sequence[Change]] = []
         self.full = False
         self._turn = 0
+        self._memos: dict[tuple[str, str], tuple[str, float]] = {}
 
     def now(self) -> float:
         return self._clock.monotonic()
@@ -64,7 +67,7 @@ class MemoryJournal:
         if message.id in self.records:
             return False
         self._turn += 1
-        self.records[message.id] = Record(route, message.replace(), turn=self._turn)
+        self.records[message.id] = Record(route, message.replace(), turn=self._turn, number=len(self.records) + 1)
         return True
 
     async def bury(self, route: str, message: Message, reason: Reason) -> None:
@@ -78,7 +81,7 @@ class MemoryJournal:
         for change in changes:
             self._apply(change)
         self._wake_lanes(route)
-        asyncio.get_running_loop().call_soon(lambda: future.done() or future.set_result(None))
+        asyncio.get_running_loop().call_soon(_finish, future)
         return future
 
     def _apply(self, change: Change) -> None:
@@ -104,7 +107,7 @@ class MemoryJournal:
                 record.attempts.append(change.attempt)
         states = {delivery.state for delivery in record.deliveries}
         if record.state == "pending" and "pending" not in states:
-            record.state = next(state for state in GRAVITY if state in states)  # type: ignore[assignment]
+            record.state = next(state for state in GRAVITY if state in states)
 
     def _wake_lanes(self, route: str) -> None:
         first: dict[tuple[str, str], Delivery] = {}
@@ -175,20 +178,122 @@ class MemoryJournal:
             states[record.state] = states.get(record.state, 0) + 1
         return counts
 
+    def trouble(self) -> str | None:
+        return "no room; free some disk space" if self.full else None
+
     async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
-        raise NotImplementedError
+        before = None if cursor is None else int(cursor)
+        newest_first = sorted(self.records.values(), key=lambda record: -record.number)
+        rows = [
+            self._row(record)
+            for record in newest_first
+            if (before is None or record.number < before) and _matches(record, wanted)
+        ]
+        return rows[:limit]
+
+    def _row(self, record: Record) -> Row:
+        message = record.message
+        return Row(
+            id=message.id,
+            route=record.route,
+            state=record.state,
+            received_s=message.time_s,
+            type=message.type,
+            subject=message.subject,
+            key=message.key,
+            sender_id=message.sender_id,
+            correlation_id=message.correlation_id,
+            size=len(message.body),
+            reason=record.reason,
+            cursor=str(record.number),
+        )
+
+    def _record(self, id: str) -> Record | None:
+        if id in self.records:
+            return self.records[id]
+        for record in self.records.values():
+            if any(delivery.message.id == id for delivery in record.deliveries):
+                return record
+        return None
 
     async def find(self, id: str) -> Detail | None:
-        raise NotImplementedError
+        record = self._record(id)
+        if record is None:
+            return None
+        return Detail(
+            row=self._row(record),
+            message=record.message.replace(),
+            hops=tuple(record.hops),
+            attempts=tuple(record.attempts),
+            deliveries=tuple(_copied(delivery) for delivery in record.deliveries),
+            actions=tuple(record.actions),
+        )
 
     async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
-        raise NotImplementedError
+        return sum(self._replayed(one, target, by) for one in ids)
+
+    def _replayed(self, id: str, target: str | None, by: str) -> bool:
+        record = self._record(id)
+        if record is None or record.state not in FINAL:
+            return False
+        if record.deliveries:
+            wanted = [d for d in record.deliveries if (d.target == target if target else d.state == "dead")]
+            if not wanted:
+                return False
+            for delivery in wanted:
+                delivery.state, delivery.attempts, delivery.reason = "pending", 0, None
+                delivery.due_at = None if delivery.key is not None else self.now()
+            record.state = "pending"
+        else:
+            record.state = "stored"
+        self._turn += 1
+        record.turn, record.reason, record.claims = self._turn, None, 0
+        record.actions.append(f"{by}: replay")
+        self._wake_lanes(record.route)
+        return True
 
     async def discard(self, ids: Sequence[str], by: str) -> int:
-        raise NotImplementedError
+        count = 0
+        for one in ids:
+            record = self._record(one)
+            if record is not None and record.state in ("stored", "pending", "dead"):
+                record.state, record.reason = "discarded", None
+                for delivery in record.deliveries:
+                    if delivery.state in ("pending", "dead"):
+                        delivery.state = "discarded"
+                record.actions.append(f"{by}: discard")
+                count += 1
+        return count
 
     async def remember(self, scope: str, key: str, value: str, window_s: float) -> str:
-        raise NotImplementedError
+        if self.full:
+            raise JournalFullError("journal: no room; free some disk space")
+        kept, until = self._memos.get((scope, key), ("", 0.0))
+        if until <= self.now():
+            kept = value
+            self._memos[scope, key] = value, self.now() + window_s
+        return kept
+
+
+def _matches(record: Record, wanted: Filter) -> bool:
+    message = record.message
+    status = "pending" if record.state == "stored" else record.state
+    texts = [message.id, message.type, message.key, message.subject, message.sender_id, message.correlation_id]
+    texts += [f"{name}: {value}" for name, value in message.headers.items()]
+    return (
+        wanted.route in (None, record.route)
+        and wanted.status in (None, status)
+        and (wanted.reason is None or (record.reason is not None and record.reason.kind == wanted.reason))
+        and (wanted.since_s is None or message.time_s >= wanted.since_s)
+        and (wanted.until_s is None or message.time_s <= wanted.until_s)
+        and wanted.correlation_id in (None, message.correlation_id)
+        and (wanted.text is None or any(wanted.text.lower() in text.lower() for text in texts if text))
+    )
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _copied(delivery: Delivery) -> Delivery:
