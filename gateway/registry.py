@@ -10,7 +10,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType, ModuleType
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -44,7 +45,7 @@ def words(kind: Kind) -> list[str]:
     """The words that name a component of this kind, bundled and plugged in, sorted."""
     group = _GROUPS[kind]
     found = [word for word in _bundled(group) if hasattr(module(group, word), kind)]
-    found += [entry.name for entry in entry_points(group=f"gateway.{group}") if hasattr(entry.load(), kind)]
+    found += [entry.name for entry in plugged(group) if hasattr(entry.load(), kind)]
     return sorted(found)
 
 
@@ -72,13 +73,16 @@ def module(group: Literal["adapters", "transforms"], word: str) -> ModuleType | 
     Raises:
         ConfigError: the module is there and its client library is not; or a plug-in takes a bundled name.
     """
-    plugged = [entry for entry in entry_points(group=f"gateway.{group}") if entry.name == word]
+    entries = [entry for entry in plugged(group) if entry.name == word]
     if word in _bundled(group):
-        if plugged:
-            raise ConfigError(f'the plug-in {plugged[0].value} calls itself "{word}", a bundled name; rename it')
+        if entries:
+            raise ConfigError(f'the plug-in {entries[0].value} calls itself "{word}", a bundled name; rename it')
         return _imported(f"{group}.{word}", word)
-    if plugged:
-        loaded = plugged[0].load()
+    if len(entries) > 1:
+        both = " and ".join(entry.value for entry in entries)
+        raise ConfigError(f'the plug-ins {both} both call themselves "{word}"; remove one')
+    if entries:
+        loaded = entries[0].load()
         assert isinstance(loaded, ModuleType)
         return loaded
     return None
@@ -97,6 +101,8 @@ def read_component(
     """
     word, given = _split(kind, value)
     try:
+        if word in more and (clashing := [entry.value for entry in plugged(_GROUPS[kind]) if entry.name == word]):
+            raise ConfigError(f'the plug-in {clashing[0]} calls itself "{word}", a word of the language; rename it')
         found = more.get(word) or component(kind, word, tuple(more))
     except ConfigError as error:
         raise ValueError(str(error)) from error
@@ -303,6 +309,13 @@ FormatField = Annotated[Format, component_field("Format")]
 """The field type of a setting that names a format: `xml`, or `{xml: {root: Order}}`."""
 
 
+@cache
+def plugged(group: Literal["adapters", "transforms"]) -> tuple[EntryPoint, ...]:
+    """The plug-ins that are installed. Looked up once: it reads the metadata of every installed package."""
+    return tuple(entry_points(group=f"gateway.{group}"))
+
+
+@cache
 def _bundled(group: str) -> list[str]:
     package = importlib.import_module(group)
     return [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
