@@ -272,7 +272,11 @@ class Route:
         inside, settings = self._inside, self.configured.settings
         if not inside.accept.empty:
             await self._checked(message)
+        if settings.expire_after is not None and message.expires_at_s is None:
+            message.expires_at_s = message.time_s + settings.expire_after
         if self._delivering is not None:
+            if settings.priority is not None:
+                message.priority = _urgency(settings.priority(message))
             if settings.order_by is not None:
                 message.key = _text(settings.order_by(message))
             delivering = self._delivering
@@ -280,8 +284,6 @@ class Route:
             if self._delivering is not delivering and self._delivering is not None:
                 self._delivering.poke()  # the route was paused meanwhile: nobody else tells the new one
             return Accepted(message.id)
-        if settings.expire_after is not None and message.expires_at_s is None:
-            message.expires_at_s = message.time_s + settings.expire_after
         reply = await self._delivered(message)
         return Accepted(message.id, reply if settings.ack == "reply" else None)
 
@@ -364,6 +366,12 @@ class Route:
                 await self._inside.dead_letter.send(made)
         else:
             await self._services.journal.bury(self.name, message, reason)
+
+
+def _urgency(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9:
+        return value
+    raise MessageError(f"priority: expected a whole number from 0 to 9, got {value!r:.60}")
 
 
 def _text(value: object) -> str:
