@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
 from adapters import mqtt
 from adapters.memory import box
@@ -18,7 +19,7 @@ from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
 from tests.playground import ROOT, Playground, to_paste
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-NEED_A_BROKER = {"from-mqtt", "to-mqtt", "from-amqp", "to-amqp", "mqtt-to-amqp"}
+NEED_A_BROKER = {"from-mqtt", "to-mqtt", "from-amqp", "to-amqp", "mqtt-to-amqp", "websocket-to-mqtt"}
 """Run in tests/brokers/test_examples.py."""
 NEED_THE_API = {"from-rest"}
 """Run in test_docs.py, which starts the whole process."""
@@ -89,6 +90,19 @@ async def a_client_subscribes(place: Playground) -> str:
         return f"{printed}{message.transport['topic']} {message.body.decode()}"
 
 
+async def a_device_talks(place: Playground) -> str:
+    async with connect(f"ws://127.0.0.1:{place.port(8081)}/devices/press-1") as client:
+        await client.send('{"id": "7", "data": {"temperature": 71.5}}')
+        return str(await client.recv())
+
+
+async def a_page_watches(place: Playground) -> str:
+    await place.listens(8081)
+    async with connect(f"ws://127.0.0.1:{place.port(8081)}/live?topic=C9") as client:
+        printed = await place.sh(curl_lines("to-websocket"))
+        return f"{printed} {await client.recv()!s}"
+
+
 def pasted(example: str) -> str:
     return to_paste((ROOT / f"examples/{example}.yaml").read_text(encoding="utf-8"))
 
@@ -146,6 +160,10 @@ SEEN: dict[str, Seen] = {
     "from-tcp-connect": Seen((), log=("scale says 1 kg", "scale says 2 kg"), when=nothing),
     "from-timer": Seen((), log=("beat 1", "beat 2"), when=nothing),
     "from-udp": Seen((), {"var/status.txt": "pump-3 ok\n"}),
+    "from-websocket": Seen(
+        (r'\{"ack": ?"7"\}',), {"var/telemetry.jsonl": '{"device":"press-1","temperature":71.5}\n'}, when=a_device_talks
+    ),
+    "from-websocket-url": Seen((), log=("price 1", "price 2"), when=nothing),
     "hl7-to-http": Seen((r"MSA\|AA\|M1",), log=("ehr got 4711 Muster, ward W3",)),
     "memory": Seen((r'Accepted \{"id":"A1","total":3.30\}',), when=a_test_hands_over),
     "pattern-call": Seen(("202",), {"var/orders.jsonl": '{"id":"A1","customer":"C9","crm":{"name":"Customer C9"}}\n'}),
@@ -201,6 +219,7 @@ SEEN: dict[str, Seen] = {
     "to-mqtt_broker": Seen(("202", "orders/C9 .*A1"), when=a_client_subscribes),
     "to-tcp": Seen(("202",), log=("booked A1: 1100.10",)),
     "to-udp": Seen(("202",), log=("collector got orders:3|c",)),
+    "to-websocket": Seen(("202", '"customer": "C9"'), when=a_page_watches),
 }
 """Content `""`: the file is there. Logged texts may come in any order."""
 

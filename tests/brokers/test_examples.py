@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
 from adapters import amqp, mqtt
 from adapters._amqp_declare import QueueDeclaration
@@ -117,3 +118,21 @@ def celsius(message: Message) -> object:
     assert isinstance(message.tree, dict)
     assert message.tree["device"] == "press-1"
     return message.tree["celsius"]
+
+
+async def test_the_bridge_from_websocket_to_mqtt_confirms_what_is_safe(tmp_path: Path) -> None:
+    host = FakeHost()
+    inbox = Inbox(host)
+    async with with_mosquitto(tmp_path, "websocket-to-mqtt") as place, place.running("websocket-to-mqtt.yaml"):
+        source = mqtt.Source(connection=at_mosquitto(place), topic="plant/#")
+        async with (
+            running(source, inbox, host),
+            connect(f"ws://127.0.0.1:{place.port(8081)}/devices/press-1") as device,
+        ):
+            for number in range(5):
+                await device.send(f'{{"id": "{number}", "data": {{"temperature": {number}}}}}')
+            said = {str(await device.recv()) for _ in range(5)}
+            arrived = await inbox.wait(5)
+    assert said == {f'{{"ack":"{number}"}}' for number in range(5)}
+    assert [message.body for message in arrived] == [b'{"temperature": %d}' % number for number in range(5)]
+    assert {message.transport["topic"] for message in arrived} == {"plant/press-1/telemetry"}
