@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,20 +137,26 @@ def opened(path: Path) -> apsw.Connection:
     folder = path.parent
     with _plain_errors(folder):
         _make_file(path)
-    connection = None
-    try:
+    with plain(path), ExitStack() as stack:
         connection = connect(path, WRITER_CACHE_KIB)
+        stack.callback(connection.close)
         _migrate(connection, path)
         _look_for_broken_pages(connection, path)
+        stack.pop_all()
         return connection
+
+
+@contextmanager
+def plain(path: Path) -> Iterator[None]:
+    """What goes wrong with the file while it is opened, as sentences.
+
+    Raises:
+        ConfigError: something did.
+    """
+    try:
+        yield
     except apsw.Error as error:
-        if connection is not None:
-            connection.close()
         raise ConfigError(_sqlite_sentence(path, error)) from error
-    except BaseException:
-        if connection is not None:
-            connection.close()
-        raise
 
 
 def _make_file(path: Path) -> None:

@@ -68,13 +68,15 @@ async def open_journal(
         connection = await asyncio.to_thread(schema.opened, path)
         stack.callback(connection.close)
         time = JournalTime(clock)
-        tables = Tables(connection, time)
+        with schema.plain(path):
+            tables = Tables(connection, time)
+            upkeep = Upkeep(tables, path, age_s=age_s, size_bytes=size_bytes, reserve_bytes=reserve_bytes)
         time.begin(tables.clock_s)
-        upkeep = Upkeep(tables, path, age_s=age_s, size_bytes=size_bytes, reserve_bytes=reserve_bytes)
         journal = SqliteJournal(tables, upkeep, clock, time, _once(on_broken))
         stack.push_async_callback(journal.close)
         for name in ("delivery", "browse"):
-            journal.add_reader(name, schema.connect(path, schema.READER_CACHE_KIB, reads_only=True))
+            with schema.plain(path):
+                journal.add_reader(name, schema.connect(path, schema.READER_CACHE_KIB, reads_only=True))
         yield journal
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from adapters.sqlite import open_journal
 from gateway import Message
-from gateway.journal import Attempt, Attempted, Delivery, Expanded, Finished, Hop, Journal, Reason
+from gateway.journal import Attempt, Attempted, Change, Delivery, Expanded, Finished, Hop, Journal, Reason
 from gateway.message import Principal
 from gateway.testing import ManualClock
 from tests.memory_journal import MemoryJournal
@@ -185,7 +185,7 @@ async def test_a_finished_message_is_counted_and_not_given_out_again(journal: Jo
 async def test_what_is_final_does_not_change(journal: Journal) -> None:
     one = message()
     await keep(journal, one)
-    changes = [Finished(one.id, "dead"), Finished(one.id, "delivered"), Expanded(one.id, [delivery(one)])]
+    changes: list[Change] = [Finished(one.id, "dead"), Finished(one.id, "delivered"), Expanded(one.id, [delivery(one)])]
     for change in changes:
         await journal.advance("r", [change])
     assert journal.counts()["r"]["dead"] == 1
