@@ -108,6 +108,8 @@ class MemoryJournal:
         states = {delivery.state for delivery in record.deliveries}
         if record.state == "pending" and "pending" not in states:
             record.state = next(state for state in GRAVITY if state in states)
+            reasons = [delivery.reason for delivery in record.deliveries if delivery.state == record.state]
+            record.reason = next(filter(None, reasons), None)
 
     def _wake_lanes(self, route: str) -> None:
         first: dict[tuple[str, str], Delivery] = {}
