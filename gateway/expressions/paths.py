@@ -50,7 +50,7 @@ ROOTS: dict[str, Callable[[Message], Any]] = {
     "headers": lambda message: message.headers,
     "transport": lambda message: message.transport,
     "message": lambda message: {name: read(message) for name, read in MESSAGE.items()},
-    "context": lambda message: {},
+    "context": lambda message: message.context,
 }
 """The names that are always there."""
 
