@@ -1,0 +1,211 @@
+"""What was sent, acknowledged and received, and the judgement over it: by id and hash, message by message."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+IN_FLIGHT_S = 1.0
+"""How long before a fault something may have been on its way at the fault, and so may come twice."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """A message that a sender of ours began to hand over."""
+
+    uid: str
+    route: str
+    key: str | None
+    number: int
+    """Its place among those of its key."""
+    digest: bytes
+    sent_s: float
+    acknowledged_s: float | None = None
+    refused_s: float | None = None
+    """The gateway said that it did not take it."""
+
+
+Kind = Literal["accepted", "cut", "refused"]
+"""What our target made of it: accepted and answered so; accepted and the answer cut off; answered no."""
+
+
+@dataclass(slots=True)
+class Receipt:
+    """A message that reached a target of ours, as a whole."""
+
+    target: str
+    digest: bytes
+    at_s: float
+    kind: Kind
+
+
+@dataclass(slots=True)
+class Fault:
+    """Something that went wrong on purpose, and until when."""
+
+    what: str
+    began_s: float
+    ended_s: float
+
+
+@dataclass
+class Verdict:
+    """What the checker found. `lost`, `unexpected`, `duplicated`, `damaged`, `disordered` and `troubles` must be empty."""
+
+    sent: int = 0
+    acknowledged: int = 0
+    delivered: int = 0
+    recovered: int = 0
+    """Delivered although their sender had heard nothing: allowed."""
+    again: int = 0
+    """Delivered twice because of a fault: allowed."""
+    dead: int = 0
+    lost: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    disordered: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    """Anything else that is not as promised: books that do not balance, late recovery, a trace of the inside."""
+
+    @property
+    def good(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.findings
+
+    @property
+    def findings(self) -> list[str]:
+        """All that is wrong, each as a line."""
+        return [
+            f"{word}: {text}"
+            for word in ("lost", "unexpected", "duplicated", "damaged", "disordered", "troubles")
+            for text in getattr(self, word)
+        ]
+
+    def add(self, other: Verdict) -> None:
+        """Takes over what another run found."""
+        for name in ("sent", "acknowledged", "delivered", "recovered", "again", "dead"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("lost", "unexpected", "duplicated", "damaged", "disordered", "troubles"):
+            getattr(self, name).extend(getattr(other, name))
+
+
+def digest(body: bytes) -> bytes:
+    """The hash that tells a damaged body from a sound one."""
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+class Ledger:
+    """What happened, as seen from outside. Everything is added by the one loop of the checker."""
+
+    def __init__(self, targets: Mapping[str, Sequence[str]]) -> None:
+        """targets: which targets each route has."""
+        self.targets = targets
+        self.sent: dict[str, Sent] = {}
+        self.receipts: dict[str, list[Receipt]] = defaultdict(list)
+        self.unknown: list[str] = []
+        self.faults: list[Fault] = []
+        self.acknowledged = 0
+        self.last_receipt_s = 0.0
+
+    def sending(self, uid: str, route: str, key: str | None, number: int, body: bytes) -> Sent:
+        """A message is about to go out."""
+        entry = self.sent[uid] = Sent(uid, route, key, number, digest(body), time.monotonic())
+        return entry
+
+    def heard_ok(self, entry: Sent) -> None:
+        """The gateway said that it is safe."""
+        entry.acknowledged_s = time.monotonic()
+        self.acknowledged += 1
+
+    def heard_no(self, entry: Sent) -> None:
+        """The gateway said that it did not take it."""
+        entry.refused_s = time.monotonic()
+
+    def received(self, target: str, uid: str | None, body: bytes, kind: Kind) -> None:
+        """A target of ours has a message."""
+        self.last_receipt_s = time.monotonic()
+        if uid is None or uid not in self.sent:
+            self.unknown.append(f"{target} got {body[:80]!r}")
+        else:
+            self.receipts[uid].append(Receipt(target, digest(body), self.last_receipt_s, kind))
+
+    def fault(self, what: str) -> Fault:
+        """Something goes wrong from now on, until `ended_s` is set."""
+        found = Fault(what, time.monotonic(), float("inf"))
+        self.faults.append(found)
+        return found
+
+    # -- the judgement -----------------------------------------------------------------------------------------------
+
+    def missing(self, uid: str) -> list[str]:
+        """Targets that an acknowledged message did not reach."""
+        entry = self.sent[uid]
+        reached = {receipt.target for receipt in self.receipts.get(uid, ()) if receipt.kind == "accepted"}
+        return [target for target in self.targets[entry.route] if target not in reached]
+
+    def waiting(self, dead: Collection[str] = ()) -> list[str]:
+        """Acknowledged messages that did not reach all of their targets, and are not known to be dead."""
+        return [
+            uid
+            for uid, entry in self.sent.items()
+            if entry.acknowledged_s is not None and uid not in dead and self.missing(uid)
+        ]
+
+    def judge(self, dead: Collection[str] = (), *, in_flight_s: float = IN_FLIGHT_S) -> Verdict:
+        """What became of everything that was sent. `dead`: what the journal says is a dead letter."""
+        verdict = Verdict(sent=len(self.sent), acknowledged=self.acknowledged, dead=len(dead))
+        verdict.unexpected += self.unknown
+        for uid, entry in self.sent.items():
+            receipts = self.receipts.get(uid, [])
+            missing = self.missing(uid)
+            if entry.acknowledged_s is not None and missing and uid not in dead:
+                verdict.lost.append(f"{uid} of {entry.route} was acknowledged and did not reach {', '.join(missing)}")
+            if not missing:
+                verdict.delivered += 1
+                verdict.recovered += entry.acknowledged_s is None
+            for receipt in receipts:
+                if receipt.digest != entry.digest:
+                    verdict.damaged.append(f"{uid} reached {receipt.target} with another body")
+            self._judge_again(entry, receipts, verdict, in_flight_s)
+        self._judge_order(verdict)
+        return verdict
+
+    def _judge_again(self, entry: Sent, receipts: Iterable[Receipt], verdict: Verdict, in_flight_s: float) -> None:
+        before: dict[str, Receipt] = {}
+        for receipt in receipts:
+            earlier = before.get(receipt.target)
+            before[receipt.target] = receipt
+            if earlier is None or earlier.kind != "accepted":
+                continue
+            if receipt.target not in self.targets[entry.route]:
+                verdict.unexpected.append(f"{entry.uid} of {entry.route} reached {receipt.target}")
+            if any(fault.began_s - in_flight_s <= earlier.at_s <= fault.ended_s for fault in self.faults):
+                verdict.again += 1
+            else:
+                verdict.duplicated.append(
+                    f"{entry.uid} reached {receipt.target} again {receipt.at_s - earlier.at_s:.3f} s after it had "
+                    "been accepted there, and nothing was wrong then"
+                )
+
+    def _judge_order(self, verdict: Verdict) -> None:
+        """The first time that a target took each message: in the order of sending, for each key."""
+        firsts: list[tuple[float, str, str, Sent]] = []
+        for uid, receipts in self.receipts.items():
+            entry = self.sent[uid]
+            seen: set[str] = set()
+            for receipt in receipts:
+                if entry.key is not None and receipt.kind != "refused" and receipt.target not in seen:
+                    seen.add(receipt.target)
+                    firsts.append((receipt.at_s, receipt.target, entry.key, entry))
+        highest: dict[tuple[str, str], Sent] = {}
+        for _, target, key, entry in sorted(firsts, key=lambda first: first[0]):
+            before = highest.get((target, key))
+            if before is not None and before.number > entry.number:
+                verdict.disordered.append(f"{entry.uid} came after {before.uid} to {target}, of one key")
+            else:
+                highest[target, key] = entry

@@ -1,0 +1,268 @@
+"""One scene: a gateway process with its routes, senders before it and targets behind it, and the ledger over all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+
+from tests.reliability.ledger import Ledger, Verdict
+from tests.reliability.process import GATEWAY, Gateway, free_ports
+from tests.reliability.senders import HttpSender, Sender, TcpSender
+from tests.reliability.targets import HttpTarget, Target, TcpTarget
+
+DRAIN_S = 60.0
+AGAIN_WITHIN_S = 10.0
+"""How soon after a fault of ours messages must be taken again (I7)."""
+SEEN_WITHIN_S = 15.0
+"""How soon a fault must show (I9)."""
+
+ROUTES = """\
+version: 1
+gateway:
+  data: ./var
+  api: {{listen: "127.0.0.1:{api}"}}
+  grace: 10s
+  retention: {{reserve: {reserve}}}
+{connections}routes:
+  web:
+    from: {{http: {{listen: "127.0.0.1:{http}", path: /web}}}}
+    order_by: body.key
+    steps: [{steps}{{set: {{subject: "{{{{ body.uid }}}}"}}}}]
+    to:
+      - {{http: {{url: "http://127.0.0.1:{a}/", timeout: 2s}}, name: a, retry: {retry}}}
+      - {{tcp: {{connect: "127.0.0.1:{b}", reply: {{accepted: OK, timeout: 2s}}}}, name: b, retry: {retry}}}
+      - {{http: {{url: "http://127.0.0.1:{c}/", timeout: 2s}}, name: c, retry: {retry},
+         circuit: {{failures: 3, reset_after: 300ms}}}}
+  plain:
+    from: {{http: {{listen: "127.0.0.1:{http}", path: /plain}}}}
+    to: {{http: {{url: "http://127.0.0.1:{d}/", timeout: 2s}}, name: d, retry: {retry}}}
+  lines:
+    from: {{tcp: {{listen: "127.0.0.1:{tcp}", answer: {{}}}}}}
+    order_by: body.key
+    to: {{tcp: {{connect: "127.0.0.1:{e}", reply: {{accepted: OK, timeout: 2s}}}}, name: e, retry: {retry}}}
+{more}"""
+RETRY = "{attempts: 1000, first_wait: 20ms, max_wait: 300ms}"
+TARGETS = {"web": ("a", "b", "c"), "plain": ("d",), "lines": ("e",)}
+
+
+class Scene:
+    """Make one with `scene`."""
+
+    def __init__(self, folder: Path, luck: random.Random, program: Sequence[str], targets: Mapping[str, Sequence[str]]):
+        self.folder = folder
+        self.luck = luck
+        self.ledger = Ledger(targets)
+        kinds: dict[str, type[Target]] = {"b": TcpTarget, "e": TcpTarget, "g": TcpTarget}
+        names = [name for some in targets.values() for name in some]
+        self.targets = {name: kinds.get(name, HttpTarget)(name, self.ledger) for name in names}
+        self.http_port, self.tcp_port, api_port = free_ports(3)
+        self.gateway = Gateway(folder, [self.http_port, self.tcp_port], api_port, program)
+        self.senders: list[Sender] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self.answers: list[str] = []
+        """What senders were told that was not yes."""
+        self.troubles: list[str] = []
+
+    def configure(
+        self, *, retry: str = RETRY, steps: str = "", reserve: str = "1MiB", connections: str = "", more: str = ""
+    ) -> str:
+        """Writes `routes.yaml`, and returns it."""
+        text = ROUTES.format(
+            api=self.gateway.api_port,
+            http=self.http_port,
+            tcp=self.tcp_port,
+            retry=retry,
+            steps=steps,
+            reserve=reserve,
+            connections=connections,
+            more=more,
+            **{name: target.port for name, target in self.targets.items()},
+        )
+        self.gateway.config.write_text(text)
+        return text
+
+    # -- load --------------------------------------------------------------------------------------------------------
+
+    def add_senders(self, *, web: int = 4, plain: int = 2, lines: int = 2) -> None:
+        """Gets senders ready, with a name each that no other had."""
+        for route, count, port, kind in (
+            ("web", web, self.http_port, HttpSender),
+            ("plain", plain, self.http_port, HttpSender),
+            ("lines", lines, self.tcp_port, TcpSender),
+        ):
+            for index in range(count):
+                name = f"{route}{len(self.senders)}"
+                sender = kind(name, route, port, self.ledger, self.luck, keyed=route != "plain")
+                sender.told = self.answers.append
+                if isinstance(sender, HttpSender):
+                    sender.in_halves = index == 0
+                self.senders.append(sender)
+
+    def begin(self) -> None:
+        """Lets all senders send."""
+        self._tasks = [asyncio.create_task(sender.run(), name=sender.name) for sender in self.senders]
+
+    async def end(self) -> None:
+        """Stops all senders; what they did not hear of stays unknown to them."""
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def acknowledged(self, count: int, timeout_s: float = 30.0) -> None:
+        """Returns once so many more messages were acknowledged, or the gateway has ended, or the time is over."""
+        wanted = self.ledger.acknowledged + count
+        deadline = time.monotonic() + timeout_s
+        while self.ledger.acknowledged < wanted and time.monotonic() < deadline and self.gateway.running:
+            await asyncio.sleep(0.005)
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    async def restart(self) -> None:
+        """Starts the gateway after a fault of its own, under the load that goes on, and times its coming back (I7)."""
+        fault = self.ledger.faults[-1]
+        began = time.monotonic()
+        before = self.ledger.acknowledged
+        await self.gateway.start()
+        while self._tasks and self.ledger.acknowledged == before:
+            if time.monotonic() - began > AGAIN_WITHIN_S:
+                self.troubles.append(f"nothing was taken {AGAIN_WITHIN_S:g} s after {fault.what}")
+                break
+            await asyncio.sleep(0.005)
+        fault.ended_s = time.monotonic()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def drained(self, timeout_s: float = DRAIN_S) -> None:
+        """Returns once everything acknowledged has reached its targets, and nothing more came for a moment."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if not self.ledger.waiting() and time.monotonic() - self.ledger.last_receipt_s > 0.3:
+                return
+            await asyncio.sleep(0.05)
+
+    async def judged(self) -> Verdict:
+        """Ends the load, drains, stops the gateway in good order, reads its books, and judges."""
+        await self.end()
+        if not self.gateway.running:
+            await self.gateway.start()
+        await self.drained()
+        await self._check_api()
+        code = await self.gateway.stop()
+        if code != 0:
+            self.troubles.append(f"the gateway ended a stop with {code}: {self.gateway.tail(600)}")
+        dead = self._check_books()
+        verdict = self.ledger.judge(dead)
+        verdict.troubles += self.troubles
+        verdict.troubles += [f"a sender was told of the inside: {text}" for text in self.answers if _inside(text)]
+        return verdict
+
+    async def _check_api(self) -> None:
+        """The books as /metrics shows them (I10), for what this process has taken since its start."""
+        try:
+            found = await self.gateway.metrics()
+        except (OSError, EOFError, TimeoutError) as error:
+            self.troubles.append(f"/metrics does not answer: {error!r}")
+            return
+        for route in self.ledger.targets:
+            taken, accepted, refused, deferred = (
+                found.get(f'gateway_messages_{word}_total{{route="{route}"}}', 0)
+                for word in ("received", "accepted", "refused", "deferred")
+            )
+            if taken != accepted + refused + deferred:
+                self.troubles.append(
+                    f"/metrics of {route}: {taken:g} received, {accepted:g} + {refused:g} + {deferred:g}"
+                )
+
+    def _check_books(self) -> set[str]:
+        """The journal after a stop: its counts are those of its rows, nothing acknowledged is missing. Dead uids."""
+        file = self.folder / "var" / "gateway.db"
+        connection = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            return self._read_books(connection)
+        finally:
+            connection.close()
+
+    def _read_books(self, connection: apsw.Connection) -> set[str]:
+        problem = connection.execute("PRAGMA integrity_check").get
+        if problem != "ok":
+            self.troubles.append(f"the journal's file: {problem}")
+        counted = {
+            (name, state): n
+            for name, state, n in connection.execute(
+                "SELECT name, state, n FROM counts JOIN routes USING (route) WHERE n <> 0 AND state <= 6"
+            )
+        }
+        rows = {
+            (name, state): n
+            for name, state, n in connection.execute(
+                "SELECT name, coalesce(s.state, 0), count(*) FROM messages m JOIN routes USING (route) "
+                "LEFT JOIN states s USING (seq) GROUP BY 1, 2"
+            )
+        }
+        if counted != rows:
+            self.troubles.append(f"the books do not balance: counted {counted}, there are {rows}")
+        pending = {key: n for key, n in rows.items() if key[1] in (0, 1)}
+        if pending:
+            self.troubles.append(f"still pending after the drain: {pending}")
+        accepted = self._accepted()
+        for route, some in accepted.items():
+            there = sum(n for (name, _), n in rows.items() if name == route)
+            if there < len(some):
+                self.troubles.append(f"{route}: {len(some)} acknowledged, {there} in the journal")
+        bodies = connection.execute("SELECT body FROM messages JOIN states USING (seq) WHERE state = 5")
+        return {uid for (body,) in bodies if (uid := _uid(body)) is not None}
+
+    def _accepted(self) -> Mapping[str, Collection[str]]:
+        found: dict[str, list[str]] = {}
+        for uid, entry in self.ledger.sent.items():
+            if entry.acknowledged_s is not None:
+                found.setdefault(entry.route, []).append(uid)
+        return found
+
+
+def _uid(body: bytes) -> str | None:
+    from tests.reliability.targets import uid_of
+
+    return uid_of(body)
+
+
+def _inside(text: str) -> bool:
+    """Whether an answer shows a stack trace or a path of ours (I12)."""
+    return any(word in text for word in ("Traceback", ".py", "/var/", "gateway.db"))
+
+
+@asynccontextmanager
+async def scene(
+    folder: Path,
+    luck: random.Random,
+    *,
+    program: Sequence[str] = GATEWAY,
+    targets: Mapping[str, Sequence[str]] = TARGETS,
+    configured: bool = True,
+) -> AsyncIterator[Scene]:
+    """A scene in this folder: its targets listen, its configuration is written, its gateway does not run yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Scene(folder, luck, program, targets)
+    for target in made.targets.values():
+        await target.up()
+    if configured:
+        made.configure()
+    try:
+        async with made.gateway:
+            yield made
+    finally:
+        with contextlib.suppress(Exception):
+            await made.end()
+        for target in made.targets.values():
+            await target.down()

@@ -1,0 +1,153 @@
+"""The checker's own targets: an HTTP server and a TCP server that record what comes, and fail on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Literal, cast
+
+from httptools import HttpRequestParser
+
+from tests.reliability.ledger import Ledger
+
+Act = Literal["accept", "busy", "later", "slow", "cut", "hang"]
+"""What a target does with a message: accepts it, says 503 or 429 with Retry-After (TCP: ERR), accepts it late, accepts
+it and cuts the connection before it answers, or accepts it and never answers."""
+
+SLOW_S = 0.3
+
+
+def always(_uid: str | None) -> Act:
+    """Every message is accepted."""
+    return "accept"
+
+
+class Target:
+    """One target on one port, which stays the same while the target is down."""
+
+    def __init__(self, name: str, ledger: Ledger) -> None:
+        self.name = name
+        self.ledger = ledger
+        self.act: Callable[[str | None], Act] = always
+        """Set it to make the target misbehave."""
+        self.seen: Callable[[str], None] = lambda _uid: None
+        """Called with the id of each message, before the target answers."""
+        self.port = 0
+        self.open: set[asyncio.Transport] = set()
+        self._server: asyncio.Server | None = None
+
+    def protocol(self) -> asyncio.Protocol:
+        """One connection."""
+        raise NotImplementedError
+
+    async def up(self) -> None:
+        """Listens."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self.protocol, "127.0.0.1", self.port, reuse_address=True)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def down(self) -> None:
+        """Listens no more and cuts all connections."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for transport in list(self.open):
+            transport.abort()
+        await asyncio.sleep(0)
+
+    def handle(self, body: bytes, answer: Callable[[Act], None], transport: asyncio.Transport) -> None:
+        """Records one message and answers it."""
+        uid = uid_of(body)
+        act = self.act(uid)
+        if act in ("busy", "later"):
+            self.ledger.received(self.name, uid, body, "refused")
+        else:
+            self.ledger.received(self.name, uid, body, "cut" if act in ("cut", "hang") else "accepted")
+        self.seen(uid or "")
+        if act == "cut":
+            transport.abort()
+        elif act == "slow":
+            asyncio.get_running_loop().call_later(SLOW_S, answer, act)
+        elif act != "hang":
+            answer(act)
+
+
+def uid_of(body: bytes) -> str | None:
+    """The id in a body of ours; None: it is not one."""
+    try:
+        return str(json.loads(body)["uid"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class HttpTarget(Target):
+    """Answers POST."""
+
+    def protocol(self) -> asyncio.Protocol:
+        return _Http(self)
+
+
+_ANSWERS = {
+    "accept": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "slow": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "busy": b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+    "later": b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n",
+}
+
+
+class _Http(asyncio.Protocol):
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._parser = HttpRequestParser(self)
+        self._body = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._target.open.add(self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._target.open.discard(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        body, self._body = bytes(self._body), bytearray()
+        self._target.handle(body, self._answer, self._transport)
+
+    def _answer(self, act: Act) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(_ANSWERS[act])
+
+
+class TcpTarget(Target):
+    """Lines, each answered OK or ERR."""
+
+    def protocol(self) -> asyncio.Protocol:
+        return _Tcp(self)
+
+
+class _Tcp(asyncio.Protocol):
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._held = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._target.open.add(self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._target.open.discard(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._held = (self._held + data).split(b"\n")
+        for line in lines:
+            self._target.handle(line, self._answer, self._transport)
+
+    def _answer(self, act: Act) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(b"OK\n" if act in ("accept", "slow") else b"ERR\n")
