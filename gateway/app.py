@@ -145,20 +145,18 @@ class App:
         for name in [name for name in self.routes if name not in config.routes]:
             await self.routes.pop(name).stop(grace_s)
             done.append(f"{name}: stopped")
-        fresh = []
+        new = [configured for configured in config.routes.values() if configured.name not in self.routes]
         for configured in config.routes.values():
             running = self.routes.get(configured.name)
-            if running is None:
-                route = self._added(configured)
-                fresh.append(route)
-                await route.listen()
-                done.append(f"{configured.name}: started")
-            elif running.configured != configured:
+            if running is not None and running.configured != configured:
                 failpoint("reload.swapped")
                 await running.swap(configured, grace_s)
                 done.append(f"{configured.name}: changed")
-        for route in fresh:
-            route.open()
+        for configured in new:  # last: they may take an address that another route has just left
+            await self._added(configured).listen()
+            done.append(f"{configured.name}: started")
+        for configured in new:
+            self.routes[configured.name].open()
         return done
 
 
