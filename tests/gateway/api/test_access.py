@@ -172,7 +172,7 @@ def test_a_token_file_that_is_open_or_no_token_ends_the_start(tmp_path: Path, te
     file = tmp_path / "admin.token"
     file.write_text(text)
     file.chmod(mode)
-    with pytest.raises(ConfigError, match="admin.token") as raised:
+    with pytest.raises(ConfigError, match=r"admin\.token") as raised:
         admin_token(tmp_path)
     assert not text or text not in str(raised.value)
 
