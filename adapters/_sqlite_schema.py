@@ -140,8 +140,10 @@ def opened(path: Path) -> apsw.Connection:
     with plain(path), ExitStack() as stack:
         connection = connect(path, WRITER_CACHE_KIB)
         stack.callback(connection.close)
-        _migrate(connection, path)
-        _look_for_broken_pages(connection, path)
+        version = _version(connection, path)
+        if version:
+            _look_for_broken_pages(connection, path)
+        _migrate(connection, version)
         stack.pop_all()
         return connection
 
@@ -185,7 +187,8 @@ def connect(path: Path, cache_kib: int, *, reads_only: bool = False) -> apsw.Con
     if reads_only:
         pragma("query_only", 1)
         return connection
-    pragma("auto_vacuum", "INCREMENTAL")
+    if not pragma("page_count"):
+        pragma("auto_vacuum", "INCREMENTAL")
     pragma("journal_mode", "wal")
     pragma("synchronous", SYNCHRONOUS)
     pragma("wal_autocheckpoint", 0)
@@ -194,8 +197,8 @@ def connect(path: Path, cache_kib: int, *, reads_only: bool = False) -> apsw.Con
     return connection
 
 
-def _migrate(connection: apsw.Connection, path: Path) -> None:
-    version = connection.pragma("user_version")
+def _version(connection: apsw.Connection, path: Path) -> int:
+    version: int = connection.pragma("user_version")
     application = connection.pragma("application_id")
     if version > VERSION:
         raise ConfigError(
@@ -206,6 +209,10 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
         raise ConfigError(
             f"journal: {path} is an SQLite file of another program; move it away, or choose another data folder"
         )
+    return version
+
+
+def _migrate(connection: apsw.Connection, version: int) -> None:
     for number in range(version, VERSION):
         with connection:
             connection.execute(MIGRATIONS[number]).fetchall()
