@@ -98,6 +98,8 @@ class Dispatch:
         if job.parcels and (not self._pure or any(parcel.final for parcel in job.parcels)):
             await self._write(job)
         if not job.open:
+            if job.reason is not None and not job.expanded:
+                job.handed_over = await self._handed_over(job.message, job.reason)
             self._end(job)
         elif len(job.parcels) == 1 and self._alone and job.message.key is None:
             await self._send(job.parcels[0])
@@ -247,6 +249,8 @@ class Dispatch:
 
     async def _done(self, parcel: Parcel, state: str, attempt: Attempt | None, reason: Reason | None = None) -> None:
         """A parcel is final. Success is written without waiting for it; what went wrong is safe before we go on."""
+        if state == "dead" and reason is not None and await self._handed_over(parcel.message, reason):
+            state = "discarded"
         parcel.state, parcel.due_at, parcel.reason = state, None, reason  # type: ignore[assignment]
         job = parcel.job
         if attempt is not None and job is not None and not job.expanded:
@@ -258,11 +262,26 @@ class Dispatch:
         if parcel.written:
             future = self._journal.advance(self._route, [parcel.attempted(attempt)])
             future.add_done_callback(lambda done: self._out(parcel, done))
-        elif state == "dead":
+        elif state in ("dead", "discarded"):
             await self._write(job)  # what the target would have received is kept with its dead letter
         self._next_of(parcel)
         if job is not None and not job.open:
             self._end(job)
+
+    async def _handed_over(self, message: Message, reason: Reason) -> bool:
+        """Whether the target that `dead_letter` names took it. If not, or if there is none, the journal keeps it."""
+        target = self._inside.dead_letter
+        if target is None:
+            return False
+        error = {"kind": reason.kind, "text": reason.text, "place": reason.place}
+        try:
+            for made in await target.made_of(message.replace(context={**message.context, "error": error})):
+                await target.send(made)
+        except (MessageError, PeerError) as failed:
+            extra = {"route": self._route, "message_id": message.id, "target": target.name, "reason": str(failed)}
+            log.warning("dead letter kept in the journal", extra=extra)
+            return False
+        return True
 
     async def _later(self, parcel: Parcel, wait_s: float, attempt: Attempt | None) -> None:
         """A parcel must wait: it is written and leaves memory, and with it all that are behind it in its lane."""

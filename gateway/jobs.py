@@ -15,7 +15,7 @@ Lane = tuple[str, str]
 class Job:
     """A stored message in memory, until its end is committed."""
 
-    __slots__ = ("attempts", "expanded", "hops", "left", "message", "open", "parcels", "reason", "size")
+    __slots__ = ("attempts", "expanded", "handed_over", "hops", "left", "message", "open", "parcels", "reason", "size")
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -28,12 +28,24 @@ class Job:
         self.hops: list[Hop] = []
         self.attempts: list[Attempt] = []
         self.reason: Reason | None = None
+        self.handed_over = False
+        """The target that `dead_letter` names has it."""
         self.left = asyncio.Event()
 
     def finished(self) -> Finished:
         """Its end, when no parcel was ever written."""
         states = {parcel.state for parcel in self.parcels}
-        state = "dead" if self.reason else "expired" if "expired" in states else "delivered" if states else "filtered"
+        state = (
+            "discarded"
+            if self.handed_over
+            else "dead"
+            if self.reason
+            else "expired"
+            if "expired" in states
+            else "delivered"
+            if states
+            else "filtered"
+        )
         return Finished(self.message.id, state, self.hops, self.attempts, self.reason)  # type: ignore[arg-type]
 
     def written(self, now: float) -> Expanded:

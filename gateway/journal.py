@@ -96,10 +96,13 @@ class Due(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The message is done and no delivery was written: delivered everywhere, filtered, expired, or dead in a step."""
+    """The message is done and no delivery was written: delivered everywhere, filtered, expired, dead in a step.
+
+    Discarded: it was dead, and the target that `dead_letter` names has it.
+    """
 
     id: str
-    state: Literal["delivered", "filtered", "expired", "dead"]
+    state: Literal["delivered", "filtered", "expired", "dead", "discarded"]
     hops: Sequence[Hop] = ()
     attempts: Sequence[Attempt] = ()
     reason: Reason | None = None

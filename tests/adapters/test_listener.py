@@ -296,7 +296,7 @@ async def test_the_port_is_free_once_the_listener_is_closed() -> None:
 
 async def test_an_address_that_is_taken_is_a_sentence() -> None:
     async with listener() as listening:
-        with pytest.raises(PeerError, match="address already in use"):
+        with pytest.raises(ConfigError, match="address already in use"):
             async with FakeHost().share(Listener(ListenAt(listening.address))):
                 pass
 

@@ -229,3 +229,31 @@ async def test_a_message_that_never_ends_is_quarantined_and_the_others_go_on(tmp
     assert record.reason is not None
     assert record.reason.kind == "poison"
     assert sent("a") == [{"n": 2}]
+
+
+async def test_a_dead_letter_goes_to_the_target_that_the_route_names_and_stays_when_that_is_away(
+    tmp_path: Path,
+) -> None:
+    yaml = ONE.replace(
+        "    to: {memory: {name: a}}", "    to: {memory: {name: a}}\n    dead_letter: {memory: {name: b}, name: dlq}"
+    )
+    bench = Bench(tmp_path, yaml)
+    async with bench.running() as route:
+        box("a").failing = MessageError("no")
+        await post(route, {"n": 1})
+        box("b").failing = PeerError("away")
+        await post(route, {"n": 2})
+    assert bench.states() == ["discarded", "dead"]
+    assert [message.context["error"]["text"] for message in box("b").received] == ["no"]
+
+
+async def test_what_a_step_refuses_goes_to_the_target_for_dead_letters(tmp_path: Path) -> None:
+    yaml = ONE.replace(
+        "    to:",
+        "    steps:\n      - map: {x: '{{ body.y }}'}\n    dead_letter: {memory: {name: b}, name: dlq}\n    to:",
+    )
+    bench = Bench(tmp_path, yaml)
+    async with bench.running() as route:
+        await post(route, {"n": 1})
+    assert bench.states() == ["discarded"]
+    assert sent("b") == [{"n": 1}]
