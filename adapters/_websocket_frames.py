@@ -146,9 +146,9 @@ class Frames:
         self._opcode = opcode or self._opcode
         self._parts += payload
         self._count += 1
-        if self._count > _MANY_FRAGMENTS and len(self._parts) < self._count * _SMALL_FRAGMENT:
-            raise Fault(POLICY_VIOLATION, "too many small fragments")
         if not final:
+            if self._count > _MANY_FRAGMENTS and len(self._parts) < self._count * _SMALL_FRAGMENT:
+                raise Fault(POLICY_VIOLATION, "too many small fragments")
             return None
         whole = self._opcode, bytes(self._parts)
         self._opcode = self._count = 0

@@ -59,12 +59,15 @@ def accepted(request: Request, *, origins: Sequence[str], subprotocols: Sequence
     if not _is_welcome(request, origins):
         raise Refusal(403, "origin", "header origin: pages of this origin may not connect")
     offered = cast("Sequence[Subprotocol]", tuple(subprotocols))
-    protocol = ServerProtocol(subprotocols=offered or None, max_size=None, logger=QUIET)
-    response = protocol.accept(Handshake(request.target, Headers(request.headers)))
+    handshake = ServerProtocol(subprotocols=offered or None, max_size=None, logger=QUIET)
+    response = handshake.accept(Handshake(request.target, Headers(request.headers)))
     if response.status_code != 101:
-        raise Refusal(response.status_code, "handshake", str(protocol.handshake_exc))
-    protocol.send_response(response)
-    return protocol, b"".join(protocol.data_to_send())
+        raise Refusal(response.status_code, "handshake", str(handshake.handshake_exc))
+    handshake.send_response(response)
+    # That one's parser waits for the request, which we have read already.
+    protocol = ServerProtocol(state=State.OPEN, max_size=None, logger=QUIET)
+    protocol.subprotocol = handshake.subprotocol
+    return protocol, b"".join(handshake.data_to_send())
 
 
 def refused(refusal: Refusal) -> bytes:

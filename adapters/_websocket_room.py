@@ -94,16 +94,19 @@ class Room:
 
     # What components do
 
-    @asynccontextmanager
-    async def read_by(self, reader: Hearer, host: Host) -> AsyncIterator[None]:
-        """Lets this one hear the clients for as long as the context lasts; then they are closed with 1001.
+    def check_unread(self) -> None:
+        """Makes sure that nobody hears the clients yet.
 
         Raises:
-            ConfigError: another one hears them.
+            ConfigError: somebody does.
         """
         if self._reader is not None:
             door = self._door
             raise ConfigError(f"websocket {door.at}{door.path}: two routes read there; change the path of one")
+
+    @asynccontextmanager
+    async def read_by(self, reader: Hearer, host: Host) -> AsyncIterator[None]:
+        """Lets this one hear the clients for as long as the context lasts; then they are closed with 1001."""
         self._reader, self._limits = reader, host.limits
         for link in self.links:
             link.hearer = reader

@@ -28,6 +28,7 @@ from adapters._websocket_link import Link, Pulse
 from adapters._websocket_room import Door
 from gateway import (
     ClientTls,
+    ConfigError,
     Deliver,
     Duration,
     Host,
@@ -204,21 +205,24 @@ class Source(_Ends):
             ConfigError: the address can't be had, or another route reads at the path; a file of `tls` can't be used.
         """
         intake = Intake(host, deliver, Terms(self.confirm, self.reply, self.content_type))
-        async with intake.workers:
-            if self.listen is not None:
-                async with host.share(self._door(self.listen)) as room, room.read_by(intake, host):
+        if self.listen is not None:
+            async with host.share(self._door(self.listen)) as room:
+                room.check_unread()
+                async with intake.workers, room.read_by(intake, host):
                     ready()
                     await asyncio.get_running_loop().create_future()
-            assert self.url is not None
+        assert self.url is not None
+        async with intake.workers:
             fault = await self._listened(self._call(self.url), intake, host, ready)
         raise fault
 
-    async def _listened(self, call: Call, intake: Intake, host: Host, ready: Callable[[], None]) -> PeerError:
+    async def _listened(self, call: Call, intake: Intake, host: Host, ready: Callable[[], None]) -> Exception:
+        """Why it ended, which the workers would make a group of."""
         try:
             async with connected(call, host, intake) as link:
                 ready()
                 await asyncio.wait((link.lost,))
-        except PeerError as error:
+        except (PeerError, ConfigError) as error:
             return error
         if not intake.answers:  # nobody will send it again
             await intake.settled()
