@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from adapters._sqlite_records import (
     CODES,
@@ -234,24 +234,29 @@ def _find_stored(count: int) -> str:
     )
 
 
-def claim(tables: Tables, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
-    """Notes that these stored messages and pending deliveries are begun."""
+def claim(
+    tables: Tables,
+    messages: Sequence[str],
+    deliveries: Sequence[tuple[str, str]],
+    claims: Literal["claims + 1", "0"],
+) -> None:
+    """Notes that these stored messages and pending deliveries are begun, or that it does not count."""
     for at in range(0, len(messages), CHUNK):
-        _claim_messages(tables, messages[at : at + CHUNK])
+        _claim_messages(tables, messages[at : at + CHUNK], claims)
     for child, target in deliveries:
         key = id_key(child)
         tables.execute(
-            "UPDATE deliveries SET claims = claims + 1 WHERE seq = (SELECT seq FROM messages WHERE id = ?) "
+            f"UPDATE deliveries SET claims = {claims} WHERE seq = (SELECT seq FROM messages WHERE id = ?) "
             "AND target = ? AND child IS NULL AND state = 1",
             (key, target),
         )
         if not tables.connection.changes():
             tables.execute(
-                "UPDATE deliveries SET claims = claims + 1 WHERE child = ? AND target = ? AND state = 1", (key, target)
+                f"UPDATE deliveries SET claims = {claims} WHERE child = ? AND target = ? AND state = 1", (key, target)
             )
 
 
-def _claim_messages(tables: Tables, ids: Sequence[str]) -> None:
+def _claim_messages(tables: Tables, ids: Sequence[str], claims: str) -> None:
     keys: dict[Any, str] = {id_key(name): name for name in ids}
     groups: dict[tuple[int, int], list[int]] = {}
     for *place, key in tables.execute(_find_stored(len(keys)), tuple(keys)).fetchall():
@@ -260,7 +265,7 @@ def _claim_messages(tables: Tables, ids: Sequence[str]) -> None:
         groups.setdefault((found.route, found.urgency), []).append(found.turn)
     for (route, urgency), turns in groups.items():
         tables.execute(
-            "UPDATE stored SET claims = claims + 1 WHERE route = ? AND urgency = ? "
+            f"UPDATE stored SET claims = {claims} WHERE route = ? AND urgency = ? "
             f"AND turn IN ({','.join('?' * len(turns))})",
             (route, urgency, *turns),
         )

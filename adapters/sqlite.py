@@ -186,7 +186,10 @@ class SqliteJournal:
         return future
 
     async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
-        await self._call(lambda tables: claim(tables, messages, deliveries))
+        await self._call(lambda tables: claim(tables, messages, deliveries, "claims + 1"))
+
+    async def release(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        await self._call(lambda tables: claim(tables, messages, deliveries, "0"))
 
     async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
         wall_s = self._clock.time()

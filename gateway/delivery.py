@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Sequence
 
 from gateway.dispatch import Dispatch
+from gateway.errors import GatewayError
 from gateway.jobs import Job, Parcel
 from gateway.journal import Attempted, Due, Finished, Reason, Work
 from gateway.message import Message
@@ -46,6 +49,13 @@ class Delivering:
         """How often memory has caught up with the journal."""
         self._recount = True
         """Deliveries in the journal may have become others than this knows of."""
+        self._held: deque[Work] = deque()
+        """Suspects that wait for their turn to run alone, and what must stay behind them in its lane."""
+        self._alone: Job | None = None
+        """The suspect that runs now."""
+        self._suspects: deque[Due] = deque()
+        """Deliveries that wait for their turn to be sent alone."""
+        self._sent_alone: tuple[str, str] | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -64,6 +74,16 @@ class Delivering:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            await self._take_back()
+
+    async def _take_back(self) -> None:
+        """What was begun and not ended by an orderly stop says nothing about what a crash was due to."""
+        begun = [job.message.id for job in self._jobs.values() if not job.expanded]
+        if begun or self._dispatch.busy:
+            try:
+                await self._journal.release(self._route, begun, list(self._dispatch.busy))
+            except GatewayError as error:
+                log.warning("claims are not taken back", extra={"route": self._route, "reason": str(error)})
 
     async def store(self, message: Message) -> None:
         """Returns once the message is durable; its delivery goes on by itself.
@@ -95,7 +115,9 @@ class Delivering:
     def _left(self, job: Job | None) -> None:
         if job is not None and self._jobs.pop(job.message.id, None) is not None:
             self._bytes -= job.size
-            job.left.set()
+            if job is self._alone:
+                self._alone = None
+                self._wake.set()
         if self._spilled:
             self._wake.set()
 
@@ -105,6 +127,8 @@ class Delivering:
     def poke(self) -> None:
         """The journal was changed from outside (replay, discard): look again."""
         self._spilled = self._more = self._recount = True
+        self._held.clear()
+        self._suspects.clear()
         self._wake.set()
 
     # -- what the journal has --------------------------------------------------------------------------------------
@@ -118,12 +142,14 @@ class Delivering:
                     self._dispatch.count_parked(await self._journal.lanes(self._route))
                 if not self._dispatch.stopping:
                     await self._load_due()
+                    await self._send_suspects()
                     if self._spilled:
                         await self._load_stored()
+                        await self._begin_held()
                 await self._until_due()
 
     async def _until_due(self) -> None:
-        due_at = await self._journal.next_due(self._route, list(self._dispatch.busy))
+        due_at = await self._journal.next_due(self._route, self._known_deliveries())
         if self._wake.is_set():
             return
         waiting = asyncio.ensure_future(self._wake.wait())
@@ -138,25 +164,49 @@ class Delivering:
                 task.cancel()
 
     async def _load_stored(self) -> None:
-        room = self._limits.in_memory - len(self._jobs)
+        room = self._limits.in_memory - len(self._jobs) - len(self._held)
         room_bytes = self._limits.in_memory_size - self._bytes
         if room <= 0 or (room_bytes <= 0 and self._jobs):
             return  # whoever leaves memory wakes us
         self._more = False
-        works = await self._journal.stored(self._route, list(self._jobs), min(room, BATCH), room_bytes)
+        known = [*self._jobs, *(work.message.id for work in self._held)]
+        works = await self._journal.stored(self._route, known, min(room, BATCH), room_bytes)
         if not works:
-            if not self._more:
+            if not self._more and not self._held:
                 self._spilled = False
                 self._unspilled += 1
             return
         self._wake.set()
-        sound = [work for work in works if work.claims < SUSPECT_CLAIMS]
+        sound = self._sound(works)
         if sound:
             await self._journal.claim(self._route, [work.message.id for work in sound], [])
             for work in sound:
                 self._take_work(work)
-        else:
-            await self._run_alone(works[0])
+
+    def _sound(self, works: Sequence[Work]) -> list[Work]:
+        """Those that may begin at once. The others are held: suspects, and what is behind one in its lane."""
+        keys = {work.message.key for work in self._held}
+        sound = []
+        for work in works:
+            key = work.message.key
+            if work.claims >= SUSPECT_CLAIMS or (key is not None and key in keys):
+                self._held.append(work)
+                keys.add(key)
+            else:
+                sound.append(work)
+        return sound
+
+    async def _begin_held(self) -> None:
+        while self._held and self._alone is None and not self._dispatch.stopping:
+            work = self._held.popleft()
+            if work.claims >= POISON_CLAIMS:
+                reason = Reason("poison", _poison(work.claims), "steps")
+                await self._journal.advance(self._route, [Finished(work.message.id, "dead", reason=reason)])
+                continue
+            await self._journal.claim(self._route, [work.message.id], [])
+            job = self._take_work(work)
+            if work.claims >= SUSPECT_CLAIMS:
+                self._alone = job
 
     def _take_work(self, work: Work) -> Job:
         work.message.formats = self._inside.formats
@@ -164,44 +214,60 @@ class Delivering:
         self._take(job)
         return job
 
-    async def _run_alone(self, work: Work) -> None:
-        if work.claims >= POISON_CLAIMS:
-            text = f"it was begun {work.claims} times without an end: it seems to kill the process"
-            await self._journal.advance(
-                self._route, [Finished(work.message.id, "dead", reason=Reason("poison", text, "steps"))]
-            )
-            return
-        await self._journal.claim(self._route, [work.message.id], [])
-        await self._take_work(work).left.wait()
+    def _known_deliveries(self) -> list[tuple[str, str]]:
+        return [*self._dispatch.busy, *(_name(item) for item in self._suspects)]
 
     async def _load_due(self) -> None:
         while not self._dispatch.stopping:
-            room = BATCH - len(self._dispatch.busy)
-            due = await self._journal.due(self._route, list(self._dispatch.busy), room) if room > 0 else ()
+            known = self._known_deliveries()
+            room = BATCH - len(known)
+            due = await self._journal.due(self._route, known, room) if room > 0 else ()
             if not due:
                 return
-            good = [item for item in due if item.claims < POISON_CLAIMS and self._dispatch.knows(item.delivery.target)]
-            lost = [item for item in due if item not in good]
-            names = [(item.delivery.message.id, item.delivery.target) for item in good]
-            if names:
-                await self._journal.claim(self._route, [], names)
-            for item in good:
-                item.delivery.message.formats = self._inside.formats
-                self._dispatch.give(Parcel.of_delivery(item.delivery))
-            if lost:
-                await self._journal.advance(self._route, [self._ended(item) for item in lost])
-                self._recount = True
-                self._wake.set()
+            good = [item for item in due if self._dispatch.knows(item.delivery.target)]
+            gone = [item for item in due if item not in good]
+            self._suspects += [item for item in good if item.claims >= SUSPECT_CLAIMS]
+            await self._give([item for item in good if item.claims < SUSPECT_CLAIMS])
+            if gone:
+                await self._end(gone)
                 return
+
+    async def _send_suspects(self) -> None:
+        while self._suspects and self._sent_alone not in self._dispatch.busy and not self._dispatch.stopping:
+            item = self._suspects.popleft()
+            if item.claims >= POISON_CLAIMS:
+                await self._end([item])
+            else:
+                self._sent_alone = _name(item)
+                await self._give([item])
+
+    async def _give(self, items: Sequence[Due]) -> None:
+        if items:
+            await self._journal.claim(self._route, [], [_name(item) for item in items])
+        for item in items:
+            item.delivery.message.formats = self._inside.formats
+            self._dispatch.give(Parcel.of_delivery(item.delivery))
+
+    async def _end(self, items: Sequence[Due]) -> None:
+        await self._journal.advance(self._route, [self._ended(item) for item in items])
+        self._recount = True
+        self._wake.set()
 
     def _ended(self, item: Due) -> Attempted:
         delivery = item.delivery
         if item.claims >= POISON_CLAIMS:
-            text = f"it was begun {item.claims} times without an end: it seems to kill the process"
-            reason = Reason("poison", text, delivery.target)
+            reason = Reason("poison", _poison(item.claims), delivery.target)
         else:
             known = ", ".join(target.name for target in self._inside.targets)
             text = f"the route has no target called {delivery.target} any more; it has {known}"
             reason = Reason("refused", text, delivery.target)
         child = delivery.message.id
         return Attempted(delivery.parent, child, delivery.target, "dead", delivery.attempts, reason=reason)
+
+
+def _name(item: Due) -> tuple[str, str]:
+    return item.delivery.message.id, item.delivery.target
+
+
+def _poison(claims: int) -> str:
+    return f"it was begun {claims} times without an end: it seems to kill the process"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 from gateway.journal import FINAL, Attempt, Attempted, Delivery, DeliveryState, Expanded, Finished, Hop, Reason
@@ -15,7 +14,7 @@ Lane = tuple[str, str]
 class Job:
     """A stored message in memory, until its end is committed."""
 
-    __slots__ = ("attempts", "expanded", "handed_over", "hops", "left", "message", "open", "parcels", "reason", "size")
+    __slots__ = ("attempts", "expanded", "handed_over", "hops", "message", "open", "parcels", "reason", "size")
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -30,7 +29,6 @@ class Job:
         self.reason: Reason | None = None
         self.handed_over = False
         """The target that `dead_letter` names has it."""
-        self.left = asyncio.Event()
 
     def finished(self) -> Finished:
         """Its end, when no parcel was ever written."""

@@ -240,6 +240,10 @@ class Journal(Protocol):
         """
         ...
 
+    async def release(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        """Takes claims back: `claims` of these is 0 again."""
+        ...
+
     def trouble(self) -> str | None:
         """Why nothing new is taken in now, such as a full disk; None: it is."""
         ...

@@ -173,6 +173,13 @@ class MemoryJournal:
                 if name in deliveries:
                     record.delivery_claims[name] = record.delivery_claims.get(name, 0) + 1
 
+    async def release(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        for record in self.records.values():
+            if record.message.id in messages:
+                record.claims = 0
+            for name in deliveries:
+                record.delivery_claims.pop(name, None)
+
     def counts(self) -> Mapping[str, Mapping[State, int]]:
         counts: dict[str, dict[State, int]] = {}
         for record in self.records.values():
