@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway.app")
 
+OPENED_S = 1.0
+"""How long a start waits for targets to open."""
+
 
 class App:
     """A running gateway. Make one with `running`."""
@@ -56,10 +59,19 @@ class App:
                     await self._added(configured).listen()
                 for route in self.routes.values():
                     route.open()
+                await self._until_opened()
             except BaseException:
                 await self._stop_routes(0)
                 raise
             self.phase = "running"
+
+    async def _until_opened(self) -> None:
+        """Waits a moment for targets, so that they are open when we say that we run; those that are away do not count."""
+        try:
+            async with asyncio.timeout(OPENED_S):
+                await asyncio.gather(*(route.opened() for route in self.routes.values()))
+        except TimeoutError:
+            log.info("some targets are not open yet")
 
     def _added(self, configured: Configured) -> Route:
         route = self.routes[configured.name] = Route(configured, self.services)
@@ -73,7 +85,8 @@ class App:
             await self._stop_routes(self.config.gateway.grace if grace_s is None else grace_s)
 
     async def _stop_routes(self, grace_s: float) -> None:
-        await asyncio.gather(*(route.stop(grace_s) for route in self.routes.values()))
+        await asyncio.gather(*(route.drain(grace_s) for route in self.routes.values()))
+        await asyncio.gather(*(route.halt(grace_s) for route in self.routes.values()))
         self.routes.clear()
 
     async def reload(self) -> list[str]:

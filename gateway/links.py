@@ -136,6 +136,10 @@ class Link:
                 lost.set_exception(error)
             raise
 
+    async def tried(self) -> None:
+        """Returns once it is open, or could not be opened."""
+        await self._opened.wait()
+
     async def _wait_open(self) -> tuple[Send, asyncio.Future[None] | None]:
         try:
             async with asyncio.timeout(OPENING_S):

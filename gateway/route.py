@@ -71,6 +71,10 @@ class Route:
         self.gate.close(stopping=False)
         await self._start_sources()
 
+    async def opened(self) -> None:
+        """Returns once every target is open, or was found away."""
+        await self._inside.tried()
+
     def open(self) -> None:
         """Opens the targets and lets messages in. Call it once all routes listen: targets may be among them."""
         self._start_inside()
@@ -94,7 +98,7 @@ class Route:
             await self._drain(grace_s)
         else:
             self._delivering = self._made_delivering()
-            await before.stop(grace_s)
+            await self._stop_delivering(before, grace_s)
 
     def resume(self) -> None:
         """Goes on with what the journal has, and takes messages in again."""
@@ -146,10 +150,18 @@ class Route:
 
     async def stop(self, grace_s: float) -> None:
         """Closes the gate, waits at most `grace_s` for what is in flight, then stops sources and targets."""
+        await self.drain(grace_s)
+        await self.halt(grace_s)
+
+    async def drain(self, grace_s: float) -> None:
+        """Closes the gate and waits at most `grace_s` for what is in flight."""
         self.gate.close(stopping=True)
         await self._drain(grace_s)
-        await self._stop_sources()
+
+    async def halt(self, grace_s: float) -> None:
+        """Stops targets, then sources: a target that is a route of ours is still there when its link closes."""
         await self._stop_inside(grace_s)
+        await self._stop_sources()
         self._services.observed.forget(self.name)
 
     async def swap(self, configured: Configured, grace_s: float) -> None:
@@ -193,8 +205,16 @@ class Route:
 
     async def _stop_inside(self, grace_s: float) -> None:
         if self._delivering is not None:
-            await self._delivering.stop(grace_s)
+            await self._stop_delivering(self._delivering, grace_s)
         await self._inside.stop()
+
+    async def _stop_delivering(self, delivering: Delivering, grace_s: float) -> None:
+        await delivering.stop(grace_s)
+        # What has ended may not be committed yet: who goes on from the journal would send it again.
+        committed = self._services.journal.advance(self.name, [])
+        await asyncio.wait({committed}, timeout=grace_s)
+        if committed.done() and not committed.cancelled():
+            committed.exception()  # a journal that is broken tells it to everybody
 
     def deliver_for(self, source: Source) -> Deliver:
         """The edge of the route for one source."""

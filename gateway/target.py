@@ -124,6 +124,11 @@ class Inside:
         holds += [("tap", tap.run()) for tap in self._taps]
         self._tasks = [asyncio.create_task(hold, name=f"{self.name}:{kind}") for kind, hold in holds]
 
+    async def tried(self) -> None:
+        """Returns once every link is open or was found away."""
+        for link in self._links:
+            await link.tried()
+
     async def stop(self) -> None:
         """Closes everything."""
         for task in self._tasks:
