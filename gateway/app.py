@@ -66,7 +66,7 @@ class App:
             self.phase = "running"
 
     async def _until_opened(self) -> None:
-        """Waits a moment for targets, so that they are open when we say that we run; those that are away do not count."""
+        """Waits a moment for targets to open; those that are away do not hold it up."""
         try:
             async with asyncio.timeout(OPENED_S):
                 await asyncio.gather(*(route.opened() for route in self.routes.values()))
