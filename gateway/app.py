@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from gateway.clock import SystemClock
 from gateway.config import Config, Configured, load
 from gateway.errors import ConfigError
-from gateway.failpoints import failpoint
 from gateway.host import Services
 from gateway.journal import Journal
 from gateway.observe import Observed
@@ -162,7 +161,6 @@ class App:
         for configured in config.routes.values():
             running = self.routes.get(configured.name)
             if running is not None and running.configured != configured:
-                failpoint("reload.swapped")
                 await running.swap(configured, grace_s)
                 done.append(f"{configured.name}: changed")
         for configured in new:  # last: they may take an address that another route has just left

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from gateway.errors import MessageError, PeerError
-from gateway.failpoints import failpoint
+from gateway.failpoints import failpoint, failpoint_soon
 from gateway.jobs import Job, Lane, Parcel, ahead_of
 from gateway.journal import Attempt, Change, Hop, Reason
 from gateway.message import Message
@@ -216,6 +216,7 @@ class Dispatch:
             await self._later(parcel, wait_s, None)
             return
         at_s, began = clock.time(), clock.monotonic()
+        failpoint_soon("target.sent")
         try:
             await target.send(message)
             failpoint("target.acked")
@@ -259,6 +260,8 @@ class Dispatch:
             job.open -= 1
             if reason is not None and state == "dead":
                 job.reason = reason
+            if job.open:
+                failpoint("fanout.partly_done")
         if parcel.written:
             future = self._journal.advance(self._route, [parcel.attempted(attempt)])
             future.add_done_callback(lambda done: self._out(parcel, done))

@@ -6,6 +6,7 @@ the first place, and to the second for the third time.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
@@ -52,5 +53,16 @@ def _armed(text: str) -> Callable[[str], None]:
     return failpoint
 
 
+SOON_S = 0.002
+"""Long enough for the loop to write out what it was given."""
+
+
+def _later(name: str) -> None:
+    asyncio.get_running_loop().call_later(SOON_S, failpoint, name)
+
+
 failpoint: Callable[[str], None] = _armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _inert
 """Marks a place by its name."""
+
+failpoint_soon: Callable[[str], None] = _inert if failpoint is _inert else _later
+"""The same, for a place that is only reached once the loop has written what was handed to it just now."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from gateway.config import Configured
 from gateway.delivery import Delivering
 from gateway.errors import MessageError, PeerError
+from gateway.failpoints import failpoint, failpoint_soon
 from gateway.gate import Gate
 from gateway.host import EngineHost, Services
 from gateway.journal import JournalBrokenError, JournalFullError, Reason
@@ -180,6 +181,7 @@ class Route:
         if not keep:
             await self._stop_sources()
         await self._stop_inside(grace_s)
+        failpoint("reload.swapped")
         self._services.observed.forget_targets(self.name)
         self.configured = configured
         self._inside = Inside(configured, self._services)
@@ -300,7 +302,9 @@ class Route:
             if settings.order_by is not None:
                 message.key = _text(settings.order_by(message))
             delivering = self._delivering
+            failpoint("accept.parsed")
             await delivering.store(message)
+            failpoint_soon("ack.sent")
             if self._delivering is not delivering and self._delivering is not None:
                 self._delivering.poke()  # the route was paused meanwhile: nobody else tells the new one
             return Accepted(message.id)
