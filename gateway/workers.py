@@ -27,6 +27,10 @@ class Workers(Generic[T]):
         self._free: list[asyncio.Future[None]] = []
         self._tasks = asyncio.TaskGroup()
         self._made = 0
+        self._called = 0
+        """Tasks that were woken or made, and have not begun yet."""
+        self._relieves = False
+        """One of these takes over from a task that may be waiting in its work."""
         self._room: asyncio.Future[None] | None = None
         self._workers: set[asyncio.Task[None]] = set()
 
@@ -44,19 +48,13 @@ class Workers(Generic[T]):
     @property
     def busy(self) -> bool:
         """Whether everything that was put would now have to wait for a free task."""
-        return not self._free and self._made >= self._count
+        return len(self._waiting) >= len(self._free) + self._called + self._count - self._made
 
     def put(self, item: T) -> None:
         """Hands over. Never waits: bound what you put by `busy`, `room` or your own window."""
         self._waiting.append(item)
-        if self._free:
-            free = self._free.pop()
-            if not free.done():
-                free.set_result(None)
-        elif self._made < self._count:
-            self._made += 1
-            task = self._tasks.create_task(self._run(), name=f"{self._name}-{self._made}")
-            self._workers.add(task)
+        if not self._called:
+            self._call()
 
     async def room(self) -> None:
         """Returns once nothing that was put is still waiting for a free task."""
@@ -65,14 +63,40 @@ class Workers(Generic[T]):
                 self._room = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._room)
 
+    def _call(self) -> bool:
+        """Wakes a free task, or makes one; False: all are at work."""
+        if self._free:
+            free = self._free.pop()
+            if free.done():  # cancelled, as all of them are
+                return False
+            free.set_result(None)
+        elif self._made < self._count:
+            self._made += 1
+            task = self._tasks.create_task(self._run(), name=f"{self._name}-{self._made}")
+            self._workers.add(task)
+        else:
+            return False
+        self._called += 1
+        return True
+
     async def _run(self) -> None:
         waiting, work, free = self._waiting, self._work, self._free
         loop = asyncio.get_running_loop()
         while True:
+            self._called -= 1
+            if self._relieves:
+                self._relieves = False
+                for _ in range(len(waiting) - 1):
+                    self._call()
             while waiting:
                 item = waiting.popleft()
-                if not waiting and self._room is not None and not self._room.done():
-                    self._room.set_result(None)
+                if not waiting:
+                    if self._room is not None and not self._room.done():
+                        self._room.set_result(None)
+                elif not self._called:
+                    # One task does all that was put at once, as long as the work does not wait: waking a task costs
+                    # as much as many a message. The next one called finds out: what is left is for others to begin.
+                    self._relieves = self._call()
                 await work(item)
             idle = loop.create_future()
             free.append(idle)
