@@ -20,6 +20,7 @@ from adapters._head import check_sizes
 from adapters._reading import BODY, CLOSING, HEAD, IDLE, LAST, REFUSED, TAKEN, Reading
 from adapters._request import Mount, Refusal, Request
 from adapters._sockets import facts
+from gateway.failpoints import failpoint
 
 if TYPE_CHECKING:
     from adapters._listener import Listening
@@ -42,6 +43,20 @@ _BUSY = b"retry-after: 1\r\n"
 
 class Connection(Reading):
     """See the module. The listener makes one for each connection that it accepts."""
+
+    __slots__ = (
+        "_body_since",
+        "_choked",
+        "_held",
+        "_paused",
+        "_since",
+        "_taker",
+        "_timed",
+        "_transport",
+        "address",
+        "admitted",
+        "deadline",
+    )
 
     def __init__(self, listening: Listening) -> None:
         super().__init__(listening)
@@ -331,6 +346,7 @@ class Connection(Reading):
         self._fed += self._chunk
         limits = self._listening.limits
         if self._phase == BODY:
+            failpoint("listener.half_body")
             if self._fed > 8 * self._limit + 1_048_576:
                 self._refuse(Refusal(413, "too_large", "body: its chunks hold more framing than content"))
             return

@@ -32,6 +32,36 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Reading(asyncio.Protocol):
     """The half of a connection that reads."""
 
+    __slots__ = (
+        "_answer",
+        "_body",
+        "_certificate_subject",
+        "_chunk",
+        "_fed",
+        "_headers",
+        "_keep_alive",
+        "_limit",
+        "_listening",
+        "_method",
+        "_more",
+        "_mount",
+        "_old",
+        "_owes_continue",
+        "_params",
+        "_parser",
+        "_path",
+        "_phase",
+        "_query",
+        "_queue",
+        "_repeated",
+        "_replays",
+        "_size",
+        "_trailers",
+        "_url",
+        "_values",
+        "peer",
+    )
+
     def __init__(self, listening: Listening) -> None:
         self._listening = listening
         self._parser: HttpRequestParser | None = None
