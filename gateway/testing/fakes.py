@@ -1,4 +1,4 @@
-"""Fakes and contract checks for authors of adapters and transforms. Public: plug-ins test themselves with it."""
+"""Fakes of what the engine lends to a component: clock, host, deliver; and small helpers for tests."""
 
 from __future__ import annotations
 
