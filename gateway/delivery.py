@@ -56,6 +56,8 @@ class Delivering:
         self._suspects: deque[Due] = deque()
         """Deliveries that wait for their turn to be sent alone."""
         self._sent_alone: tuple[str, str] | None = None
+        self._claiming: tuple[Sequence[str], Sequence[tuple[str, str]]] = (), ()
+        """What is being claimed, and not in memory yet: a stop may come between the two."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -77,11 +79,14 @@ class Delivering:
             await self._take_back()
 
     async def _take_back(self) -> None:
-        """What was begun and not ended by an orderly stop says nothing about what a crash was due to."""
-        begun = [job.message.id for job in self._jobs.values() if not job.expanded]
-        if begun or self._dispatch.busy:
+        """What is half done is written down; what was begun says nothing about what a crash was due to."""
+        await self._dispatch.write_partly_done(self._jobs.values())
+        messages, deliveries = self._claiming
+        begun = [*messages, *(job.message.id for job in self._jobs.values() if not job.expanded)]
+        sent = [*deliveries, *self._dispatch.busy]
+        if begun or sent:
             try:
-                await self._journal.release(self._route, begun, list(self._dispatch.busy))
+                await self._journal.release(self._route, begun, sent)
             except GatewayError as error:
                 log.warning("claims are not taken back", extra={"route": self._route, "reason": str(error)})
 
@@ -179,7 +184,7 @@ class Delivering:
         self._wake.set()
         sound = self._sound(works)
         if sound:
-            await self._journal.claim(self._route, [work.message.id for work in sound], [])
+            await self._claim([work.message.id for work in sound], [])
             for work in sound:
                 self._take_work(work)
 
@@ -203,7 +208,7 @@ class Delivering:
                 reason = Reason("poison", _poison(work.claims), "steps")
                 await self._journal.advance(self._route, [Finished(work.message.id, "dead", reason=reason)])
                 continue
-            await self._journal.claim(self._route, [work.message.id], [])
+            await self._claim([work.message.id], [])
             job = self._take_work(work)
             if work.claims >= SUSPECT_CLAIMS:
                 self._alone = job
@@ -241,9 +246,14 @@ class Delivering:
                 self._sent_alone = _name(item)
                 await self._give([item])
 
+    async def _claim(self, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        self._claiming = messages, deliveries
+        await self._journal.claim(self._route, messages, deliveries)
+        self._claiming = (), ()
+
     async def _give(self, items: Sequence[Due]) -> None:
         if items:
-            await self._journal.claim(self._route, [], [_name(item) for item in items])
+            await self._claim([], [_name(item) for item in items])
         for item in items:
             item.delivery.message.formats = self._inside.formats
             self._dispatch.give(Parcel.of_delivery(item.delivery))
