@@ -117,20 +117,24 @@ class Room:
             self._left_at = self._host.clock.monotonic()
             await farewell(self.links, GOING_AWAY, "the route is stopping")
 
-    def tell(self, frame: bytes, topic: str | None, *, most_lag_bytes: int, host: Host) -> None:
+    def tell(self, frame: bytes, topic: str | None, *, most_lag_bytes: int, host: Host) -> bool:
         """Sends a frame to all who are here, or to those who asked for no topic or for this one.
 
-        Who lags behind by more than `most_lag_bytes` is closed with 1013, and counted as dropped.
+        Who lags behind by more than `most_lag_bytes` is closed with 1013, and counted as dropped. Returns whether
+        anybody lags at all: then let the loop run before the next one, as it may be ours to write.
         """
+        lags = False
         for link in tuple(self.links):
             if topic is not None and link.topics and topic not in link.topics:
                 continue
-            if link.lag_bytes > most_lag_bytes:
-                if link.open:
-                    host.dropped(1, "slow")
-                    link.close(TRY_AGAIN_LATER, "too slow")
-            else:
+            lag_bytes = link.lag_bytes
+            lags = lags or lag_bytes > 0
+            if lag_bytes <= most_lag_bytes:
                 link.write(frame)
+            elif link.open:
+                host.dropped(1, "slow")
+                link.close(TRY_AGAIN_LATER, "too slow")
+        return lags
 
     # What the listener calls
 

@@ -299,7 +299,8 @@ class Sink(_Ends):
                     topic = None if self.topic is None else self.topic.text_of(message)
                     body = message.body
                     frame = framed(body, text=self._is_text(body, message))
-                    room.tell(frame, topic, most_lag_bytes=self.queue, host=host)
+                    if room.tell(frame, topic, most_lag_bytes=self.queue, host=host):
+                        await asyncio.sleep(0)
 
                 yield tell
         else:

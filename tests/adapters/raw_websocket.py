@@ -11,6 +11,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import Frame, Opcode
+from websockets.utils import accept_key
 
 from adapters._listener import Listener, Listening
 from adapters.websocket import Source
@@ -158,6 +159,38 @@ async def server(
         scheme = "wss" if "ssl" in settings else "ws"
         one.url = f"{scheme}://127.0.0.1:{port}/feed"
         yield one
+
+
+@asynccontextmanager
+async def plain_server(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """A TCP server that answers as it likes; `accepting(await asked(reader))` is a good handshake."""
+    ends: list[asyncio.StreamWriter] = []
+
+    async def serving(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(writer)
+        await serve(reader, writer)
+
+    listening = await asyncio.start_server(serving, "127.0.0.1", 0)
+    try:
+        yield f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/feed"
+    finally:
+        listening.close()
+        for end in ends:
+            end.transport.abort()
+
+
+async def asked(reader: asyncio.StreamReader) -> str:
+    """The key of the handshake that a client sends."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    return next(line.split(": ")[1] for line in head.split("\r\n") if line.lower().startswith("sec-websocket-key"))
+
+
+def accepting(key: str) -> bytes:
+    """A good answer to the handshake with this key."""
+    lines = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}\r\n"
+    return f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode()
 
 
 async def close_code(client: ClientConnection) -> int | None:
