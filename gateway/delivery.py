@@ -226,7 +226,10 @@ class Delivering:
         while not self._dispatch.stopping:
             known = self._known_deliveries()
             room = BATCH - len(known)
-            due = await self._journal.due(self._route, known, room) if room > 0 else ()
+            self._dispatch.seen_busy.clear()
+            found = await self._journal.due(self._route, known, room) if room > 0 else ()
+            # what was written while we asked is in memory, or was until just now: the answer is older than that
+            due = [item for item in found if _name(item) not in self._dispatch.seen_busy]
             if not due:
                 return
             good = [item for item in due if self._dispatch.knows(item.delivery.target)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from gateway.errors import MessageError, PeerError
@@ -35,6 +35,8 @@ class Dispatch:
         self._tracing = self._settings.history != "off"
         self.busy: set[tuple[str, str]] = set()
         """Names of written parcels that are in memory: the journal must not give them out again."""
+        self.seen_busy: set[tuple[str, str]] = set()
+        """Those that became busy since somebody last cleared this: while the journal was asked for what is due, say."""
         self._lanes: dict[Lane, list[Parcel]] = {}
         """Parcels in memory by lane; the first is sent."""
         self.parked: dict[Lane, int] = {}
@@ -324,7 +326,9 @@ class Dispatch:
         self._due()
 
     def _keep_busy(self, job: Job, leaving: list[Parcel]) -> None:
-        self.busy.update(parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving)
+        names = {parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving}
+        self.busy |= names
+        self.seen_busy |= names
 
     async def _write(self, job: Job | None) -> None:
         """Writes a job's parcels for the first time; those that are not final stay in memory."""
@@ -335,6 +339,14 @@ class Dispatch:
             changes.append(ahead.written(now))
             self._keep_busy(ahead, [])
         await self._journal.advance(self._route, changes)
+
+    async def write_partly_done(self, jobs: Iterable[Job]) -> None:
+        """Writes what some of the targets have and others not, so that the next start sends to the others only."""
+        partly = [job for job in jobs if not job.expanded and job.open and any(parcel.final for parcel in job.parcels)]
+        now = self._journal.now()
+        changes: list[Change] = [ahead.written(now) for ahead in ahead_of(partly, self._lanes)]
+        if changes:
+            await self._journal.advance(self._route, changes)
 
     def _next_of(self, parcel: Parcel) -> None:
         lane = parcel.lane
