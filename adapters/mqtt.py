@@ -211,6 +211,11 @@ class Source(Settings):
         return False
 
     @property
+    def at_most_once(self) -> str | None:
+        """With qos 0."""
+        return None if self.qos else "the broker sends a message of qos 0 once, whether we are there or not"
+
+    @property
     def topic_filter(self) -> str:
         """What is subscribed to, with the group."""
         return f"$share/{self.shared_group}/{self.topic}" if self.shared_group else self.topic
@@ -273,6 +278,11 @@ class Sink(Settings):
         if self.connection.version != 5 and (self.headers or self.expires is not None):
             raise ValueError("headers: and expires: need MQTT 5; leave them out, or say version: 5 at the connection")
         return self
+
+    @property
+    def at_most_once(self) -> str | None:
+        """With qos 0."""
+        return None if self.qos else "the broker does not acknowledge a message of qos 0"
 
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:

@@ -115,6 +115,11 @@ class Source(Settings):
     def answers(self) -> bool:
         return self.answer is not None
 
+    @property
+    def at_most_once(self) -> str | None:
+        """Without answers."""
+        return None if self.answers else "senders are told nothing; `answer:` tells them what is safe"
+
     async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
         talk = _Talk(self.framing, self.content_type, self.answer, host.limits.message)
         intake = Intake(host, deliver, talk)
@@ -222,6 +227,13 @@ class Sink(Settings):
     tls: ClientTls | None = Field(None, description="TLS, with `connect`")
     timeout: Duration = Field(duration("5s"), le=300, description="how long to wait for a connection, or to write")
     queue: Size = Field(size("1MiB"), description="with `listen`: bytes that a client may lag behind")
+
+    @property
+    def at_most_once(self) -> str | None:
+        """To clients, and to a server whose reply is not awaited."""
+        if self.listen is not None:
+            return "a message goes to who is connected, even nobody"
+        return None if self.reply is not None else "the server is not asked whether it has a message; `reply:` asks it"
 
     @model_validator(mode="after")
     def _fits(self) -> Sink:

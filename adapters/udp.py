@@ -57,6 +57,11 @@ class Source(Settings):
     def answers(self) -> bool:
         return False
 
+    @property
+    def at_most_once(self) -> str:
+        """Always: UDP knows no acknowledgement."""
+        return "a datagram that finds no room is lost, and its sender is not told"
+
     async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
         who = f"udp {self.listen}"
         loop = asyncio.get_running_loop()
@@ -124,6 +129,11 @@ class Sink(Settings):
 
     connect: AddressField = Field(description="where the datagrams go, such as collector.example:5514")
     timeout: Duration = Field(duration("5s"), le=300, description="how long to wait for the host name to be looked up")
+
+    @property
+    def at_most_once(self) -> str:
+        """Always: UDP knows no acknowledgement."""
+        return "nobody says whether a datagram arrived"
 
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:

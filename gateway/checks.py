@@ -8,6 +8,7 @@ from typing import Any
 from gateway.language import Route, Target
 from gateway.path import Pattern, word_of
 from gateway.patterns import Call, Choose, Split, Tap, Try, When
+from gateway.settings import Address, ListenAt
 
 Loc = tuple[str | int, ...]
 Finding = tuple[Loc, str]
@@ -36,7 +37,7 @@ def notes(routes: Mapping[str, Route]) -> Iterator[Finding]:
         ):
             said = getattr(component, "at_most_once", None)
             if said:
-                yield place, f"{'.'.join(map(str, place))}: at most once: {said}"
+                yield place, f"at most once: {said}"
 
 
 def _names(route: Route, at: Loc) -> Iterator[Finding]:
@@ -82,16 +83,26 @@ def _acknowledgement(route: Route, at: Loc) -> Iterator[Finding]:
 def _claims(routes: Mapping[str, Route]) -> Iterator[Finding]:
     """Components name what they need for themselves (an address, a path on it) in `claims`."""
     taken: dict[str, str] = {}
+    shared: dict[str, str] = {}
     for name, route in routes.items():
         at: Loc = ("routes", name)
         for place, component in (
             *_sources(route, at),
             *((where, target.sink) for where, target in _targets(route, at)),
         ):
-            for claim in claims_of(component):
-                if claim in taken:
-                    yield place, f"{claim} is taken by {taken[claim]}; choose another"
+            claims = claims_of(component)
+            address = _listens_at(component)
+            clashing = [(claim, taken[claim]) for claim in claims if claim in taken]
+            if address is not None and address not in claims and address in taken:
+                clashing.append((address, taken[address]))
+            if address is not None and address in claims and address in shared:
+                clashing.append((address, shared[address]))
+            for claim, owner in clashing[:1]:
+                yield place, f"{claim} is taken by {owner}; choose another"
+            for claim in claims:
                 taken.setdefault(claim, f"route {name}")
+            if address is not None and address not in claims:
+                shared.setdefault(address, f"{word_of(component)} of route {name}")
 
 
 def claims_of(component: object) -> tuple[str, ...]:
@@ -99,8 +110,17 @@ def claims_of(component: object) -> tuple[str, ...]:
     said = getattr(component, "claims", None)
     if isinstance(said, tuple):
         return said
+    address = _listens_at(component)
+    if address is not None:
+        return (address,)
+    listen = getattr(component, "listen", None)  # not TCP's: its ports are others
+    return (f"{word_of(component)} {listen}",) if isinstance(listen, Address) and listen.port else ()
+
+
+def _listens_at(component: object) -> str | None:
+    """The TCP address that it listens on; None: none, or any free port."""
     listen = getattr(component, "listen", None)
-    return (f"{listen}",) if listen is not None and not str(listen).endswith(":0") else ()
+    return f"{listen}" if isinstance(listen, ListenAt) and listen.address.port else None
 
 
 def _channels(routes: Mapping[str, Route]) -> Iterator[Finding]:

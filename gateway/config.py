@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.checks import cross_checks, notes
-from gateway.documents import Complaint, Complaints, Document, complaints_of, did_you_mean, parse, read
-from gateway.language import NAME, File, Gateway, Route
-from gateway.registry import read_component
+from gateway.documents import Complaint, Complaints, Document, complaints_of, did_you_mean, parse, read, subject_of
+from gateway.language import File, Gateway, Route, checked_name
+from gateway.registry import BROKEN_CONNECTION, read_component
 from gateway.settings import Address, AddressField, Loading, ServerTls, Settings
 
 Loc = tuple[str | int, ...]
 
-_NAME = re.compile(NAME)
 _ADDRESS: TypeAdapter[Address] = TypeAdapter(AddressField)
 
 
@@ -90,11 +88,12 @@ class _Reading:
             self._check_unused()
         if self._complaints or gateway is None:
             raise Complaints(self._complaints)
-        known = tuple(
-            f"{self._document.place(place)}: {text}"
-            for place, text in notes({name: route.settings for name, route in routes.items()})
-        )
+        found = notes({name: route.settings for name, route in routes.items()})
+        known = tuple(self._note(self._as_written(place), text) for place, text in found)
         return Config(self._path, gateway, routes, self._document.raw, known)
+
+    def _note(self, place: Loc, text: str) -> str:
+        return f"{self._document.place(place)}: {subject_of(place)}: {text}"
 
     def _check_top(self, data: dict[str, Any]) -> None:
         known = list(File.model_fields)
@@ -135,10 +134,12 @@ class _Reading:
             self._check_name(name, place)
             try:
                 self._connections[name] = read_component("Connection", value[name], self._loading(place))
+                continue
             except ValidationError as error:
                 self._complaints += complaints_of(error, self._document, place)
             except ValueError as error:
                 self._complain(place, str(error))
+            self._connections[name] = None
 
     def _read_routes(self, value: Any, gateway: Gateway | None) -> dict[str, Configured]:
         routes: dict[str, Configured] = {}
@@ -157,7 +158,11 @@ class _Reading:
                 settings = Route.model_validate(given, context=loading)
                 routes[name] = Configured(name, settings, loading.files)
             except ValidationError as error:
-                self._complaints += complaints_of(error, self._document, place, Route)
+                self._complaints += [
+                    complaint
+                    for complaint in complaints_of(error, self._document, place, Route)
+                    if complaint.text != BROKEN_CONNECTION
+                ]
         return routes
 
     def _check_unused(self) -> None:
@@ -177,10 +182,10 @@ class _Reading:
         return list(value)
 
     def _check_name(self, name: str, place: Loc) -> None:
-        if not _NAME.fullmatch(name):
-            self._complain(
-                place, f'"{name}" is no name: expected a letter, then letters, digits, - and _, 63 at most', key=True
-            )
+        try:
+            checked_name(name)
+        except ValueError as error:
+            self._complain(place, str(error), key=True)
 
     def _loading(self, place: Loc) -> Loading:
         return Loading(
@@ -191,4 +196,13 @@ class _Reading:
         )
 
     def _complain(self, place: Loc, text: str, *, key: bool = False) -> None:
-        self._complaints.append(self._document.complaint(place, text, key=key))
+        self._complaints.append(self._document.complaint(self._as_written(place), text, key=key))
+
+    def _as_written(self, place: Loc) -> Loc:
+        """The place without the index of what stands alone where a list may stand."""
+        written: Loc = ()
+        for part in place:
+            if isinstance(part, int) and not isinstance(self._document.value(written), list):
+                continue
+            written = (*written, part)
+        return written

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from gateway import units
 from gateway.expressions import Expression
@@ -20,13 +29,28 @@ from gateway.units import Duration, Size
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$"
 
 
+def checked_name(text: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(NAME, text):
+        raise ValueError(f'"{text}" is no name: expected a letter, then letters, digits, - and _, 63 at most')
+    return text
+
+
+Name = Annotated[
+    str, AfterValidator(checked_name), WithJsonSchema({"type": "string", "title": "name", "pattern": NAME})
+]
+"""The field type of names: they stand in URLs, metrics and ids."""
+
+
 class Target(Settings):
     """Where a route sends to: a sink, with what belongs to this target alone."""
 
     sink: Sink = Field(description="where to send: the name of a sink with its settings")
-    name: str = Field(
-        "", pattern=NAME, description="its name in metrics, records and the stable id; default: the sink's word"
-    )
+    name: Name = Field("", description="its name in metrics, records and the stable id; default: the sink's word")
     when: Expression | None = Field(None, description="it takes only messages for which this holds; default: all")
     steps: Steps = Field((), description="steps for this target alone, after those of the route")
     retry: Retry = Field(Retry(), description="how often and how long a failing send is tried again (`ack: stored`)")
@@ -141,7 +165,7 @@ class Retention(Settings):
 class Gateway(Settings):
     """The process as a whole."""
 
-    name: str = Field("gateway", pattern=NAME, description="its name in logs, metrics and the CloudEvents source")
+    name: Name = Field("gateway", description="its name in logs, metrics and the CloudEvents source")
     data: Folder = Field(description="folder of the journal and other state, 0700; relative to this file")
     journal: Literal["sqlite"] = Field("sqlite", description="where stored messages are kept")
     retention: Retention = Field(Retention(), description="how long finished messages are kept")

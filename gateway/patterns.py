@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, WithJsonSchema, model_validator
 
 from gateway.errors import MessageError, PeerError
 from gateway.expressions import Expression
 from gateway.message import JSON, Message, Tree
 from gateway.path import Binding, Path, Pattern, Walk
 from gateway.ports import Sink, Step
-from gateway.registry import component_in, read_component
+from gateway.registry import component_in, read_component, with_hints
 from gateway.settings import Settings
 from gateway.units import Duration, duration
 
@@ -47,7 +47,10 @@ class Otherwise(Settings):
 
 def _read_branch(value: Any, info: ValidationInfo) -> When | Otherwise:
     kind = Otherwise if isinstance(value, Mapping) and "otherwise" in value else When
-    return kind.model_validate(value, context=info.context)
+    try:
+        return kind.model_validate(value, context=info.context)
+    except ValidationError as error:
+        raise with_hints(error, "a branch", kind) from error
 
 
 class Choose(Settings):

@@ -19,6 +19,7 @@ from pydantic import GetJsonSchemaHandler, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ErrorType
 
+from gateway.documents import shown_value
 from gateway.errors import ConfigError, MessageError
 from gateway.expressions import plug_filters
 from gateway.limits import Limits
@@ -105,26 +106,33 @@ def read_component(
             raise ConfigError(f'the plug-in {clashing[0]} calls itself "{word}", a word of the language; rename it')
         found = more.get(word) or component(kind, word, tuple(more))
     except ConfigError as error:
-        raise ValueError(str(error)) from error
+        if given is _BARE:
+            raise ValueError(str(error)) from error
+        raise _wrong((word,), str(error), kind=UNKNOWN) from error
     nameless = getattr(found, "nameless", None)
     if nameless is not None:
-        settings = {} if given is _BARE else {nameless: given}
+        if given is _BARE:
+            raise _wrong((), f"{word} needs a value: write {word}: …; gateway doc {word} shows which")
+        settings = {nameless: given}
     elif given is _BARE:
         settings = {}
     elif isinstance(given, dict):
         settings = given
     else:
-        if given is None:
-            raise _wrong(
-                (word,), f"expected the settings of {word} as key: value, got nothing; write {word}: {{}} for none"
-            )
-        raise _wrong((word,), f"expected the settings of {word} as key: value, got {type(given).__name__}")
+        raise _wrong((word,), _no_settings(word, given, found))
     try:
         if "connection" in found.model_fields:
             settings = _with_connection(found, word, settings, context)
         return found.model_validate(settings, context=context)
     except ValidationError as error:
         raise _placed(error, word, nameless, found) from error
+
+
+def _no_settings(word: str, given: object, found: type[Settings]) -> str:
+    required = [field.alias or name for name, field in found.model_fields.items() if field.is_required()]
+    such = f", such as {word}: {{{required[0]}: …}}" if required else ""
+    then = f"; write {word}: {{}} for none" if given is None and not required else ""
+    return f"expected the settings of {word} as key: value{such}, got {shown_value(given)}{then}"
 
 
 def _with_connection(found: type[Settings], word: str, settings: dict[str, Any], context: object) -> dict[str, Any]:
@@ -149,14 +157,15 @@ def _with_connection(found: type[Settings], word: str, settings: dict[str, Any],
         )
     known = context.connections if isinstance(context, Loading) else {}
     connection = known.get(named) if isinstance(named, str) else None
+    if connection is None and named in known:
+        raise _wrong(("connection",), BROKEN_CONNECTION)
     if connection is None:
         near = get_close_matches(str(named), known, 1)
         hint = f"; did you mean {near[0]}?" if near else "; name an entry of connections:"
         raise _wrong(("connection",), f'no connection is called "{named}"{hint}')
     if not isinstance(connection, kind):
-        raise _wrong(
-            ("connection",), f"connection {named} is not of {word}; name one that is, or write its settings here"
-        )
+        other = type(connection).__module__.rpartition(".")[2]
+        raise _wrong(("connection",), f"the connection {named} is {other}, expected {word}; name another")
     if isinstance(context, Loading):
         context.used.add(f"connections.{named}")
     return {**settings, "connection": connection}
@@ -184,13 +193,7 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
     if len(foreign) > 1:
         known = [key for key in foreign if key in words(kind)]
         odd = [key for key in foreign if key not in known] or foreign[1:]
-        near = get_close_matches(str(odd[0]), sorted(own), 1)
-        hint = (
-            f"; did you mean {near[0]}?"
-            if near
-            else f"; beside the {kind.lower()} there may be {', '.join(sorted(own))}"
-        )
-        raise _wrong((odd[0],), f'unknown key "{odd[0]}"{hint}')
+        raise _wrong((odd[0],), _odd_key(str(odd[0]), kind, known, value, sorted(own)), kind=UNKNOWN)
     lines: list[InitErrorDetails] = []
     rest: dict[str, Any] = {key: value[key] for key in value if key in own}
     if foreign and "name" in own:
@@ -202,7 +205,7 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
             )
         rest[field] = read_component(kind, foreign[0] if bare else {foreign[0]: value[foreign[0]]}, context)
     except ValidationError as error:
-        lines += _lines(error)
+        lines += [_outside(line, own) for line in _lines(error)]
     except ValueError as error:
         at = () if bare else tuple(foreign[:1])
         lines.append(
@@ -215,8 +218,41 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
         raise ValidationError.from_exception_data(error.title, lines) from error
 
 
-def _wrong(place: tuple[str | int, ...], text: str) -> ValidationError:
-    line = InitErrorDetails(type=PydanticCustomError("settings", "{text}", {"text": text}), loc=place, input=None)
+def _outside(line: InitErrorDetails, own: set[str]) -> InitErrorDetails:
+    """The complaint about a key of a component that belongs beside the component."""
+    place = line.get("loc", ())
+    if getattr(line["type"], "type", "") == UNKNOWN and len(place) == 2 and place[1] in own:
+        text = f'unknown key "{place[1]}"; write it beside {place[0]}, not in it'
+        return {**line, "type": _complaint(text, UNKNOWN)}
+    return line
+
+
+def _odd_key(odd: str, kind: Kind, known: list[str], value: dict[Any, Any], own: list[str]) -> str:
+    """What to say of a key that stands beside a component and is none of those that may."""
+    if odd in known:
+        return f'a second {kind.lower()}, "{odd}": write each in an entry of its own, after a dash'
+    near = get_close_matches(odd, own, 1)
+    if near:
+        return f'unknown key "{odd}"; did you mean {near[0]}?'
+    above = next((key for key in known if value[key] is None), None)
+    if above is not None:
+        return f'unknown key "{odd}"; if it is a setting of {above}, indent it below {above}'
+    return f'unknown key "{odd}"; beside the {kind.lower()} there may be {", ".join(own)}'
+
+
+BROKEN_CONNECTION = "what is wrong with this connection is said where it stands"
+"""The text of a complaint that only follows from another one."""
+UNKNOWN = "unknown_name"
+"""The type of complaints that are about a key, not about its value."""
+
+
+def _complaint(text: str, kind: str) -> PydanticCustomError:
+    # pydantic wants its type as a literal
+    return PydanticCustomError("unknown_name" if kind == UNKNOWN else "settings", "{text}", {"text": text})
+
+
+def _wrong(place: tuple[str | int, ...], text: str, *, kind: str = "settings") -> ValidationError:
+    line = InitErrorDetails(type=_complaint(text, kind), loc=place, input=None)
     return ValidationError.from_exception_data("settings", [line])
 
 
@@ -229,7 +265,9 @@ def _split(kind: Kind, value: object) -> tuple[str, object]:
     if not isinstance(value, dict) or not value:
         raise ValueError(f"expected the name of a {kind.lower()}, or name: settings, got {value!r:.60}")
     if len(value) > 1:
-        raise ValueError(f"expected one component, got two keys: {', '.join(map(str, value))}")
+        first = next(iter(value))
+        hint = f"indent the settings of {first} below it" if value[first] is None else "write each after a dash"
+        raise ValueError(f"expected one {kind.lower()}, got {len(value)} keys: {', '.join(map(str, value))}; {hint}")
     ((word, given),) = value.items()
     return str(word), given
 
@@ -239,12 +277,20 @@ _KNOWN = frozenset(get_args(ErrorType))
 
 def _placed(error: ValidationError, word: str, nameless: str | None, found: type[Settings]) -> ValidationError:
     """The same complaints, at places as the file has them: below the word, without the setting that has no name."""
+    lines = _lines(with_hints(error, word, found))
+    for line in lines:
+        place = line.get("loc", ())
+        line["loc"] = (word, *(place[1:] if nameless is not None and place[:1] == (nameless,) else place))
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+def with_hints(error: ValidationError, word: str, found: type[Settings]) -> ValidationError:
+    """The same complaints; of each key that the class does not have, with the one that was meant."""
     lines = _lines(error)
     for line in lines:
         place = line.get("loc", ())
         if line["type"] == "extra_forbidden" and len(place) == 1:
             line["type"] = _unknown_key(str(place[0]), word, _keys(found))
-        line["loc"] = (word, *(place[1:] if nameless is not None and place[:1] == (nameless,) else place))
     return ValidationError.from_exception_data(error.title, lines)
 
 
@@ -258,7 +304,7 @@ def _keys(found: type[Settings]) -> list[str]:
 def _unknown_key(key: str, word: str, known: list[str]) -> PydanticCustomError:
     near = get_close_matches(key.lower().replace("-", "_"), known, 1)
     hint = f"; did you mean {near[0]}?" if near else f"; {word} has {', '.join(known) or 'no settings'}"
-    return PydanticCustomError("settings", "{text}", {"text": f'unknown key "{key}"{hint}'})
+    return _complaint(f'unknown key "{key}"{hint}', UNKNOWN)
 
 
 def _lines(error: ValidationError) -> list[InitErrorDetails]:
@@ -266,7 +312,7 @@ def _lines(error: ValidationError) -> list[InitErrorDetails]:
     for line in error.errors(include_url=False):
         kind: str | PydanticCustomError = line["type"]
         if kind not in _KNOWN:
-            kind = PydanticCustomError("settings", "{text}", {"text": line["msg"]})
+            kind = _complaint(line["msg"], line["type"])
         lines.append(InitErrorDetails(type=kind, loc=line["loc"], input=line["input"], ctx=line.get("ctx", {})))
     return lines
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, NoReturn
 
-from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import PlainSerializer, PlainValidator, ValidationError, ValidationInfo, WithJsonSchema
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gateway import PLACE, ConfigError, Expression, Message, MessageError, Template, Tree, loading
 
@@ -29,6 +30,25 @@ def _place(place: str, error: MessageError, at: str = "") -> NoReturn:
     raise _PlacedError(text + at) from error
 
 
+_Loc = tuple[str | int, ...]
+
+
+class _FaultsError(ConfigError):
+    """What can't be compiled: each fault with its place in the tree."""
+
+    def __init__(self, faults: list[tuple[_Loc, str]], place: str = "") -> None:
+        self.faults = faults
+        super().__init__("; ".join(f"{place}{_path(loc)}: {text}" for loc, text in faults))
+
+
+def _path(loc: _Loc) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+
+
+def _fault(text: str, *loc: str | int) -> _FaultsError:
+    return _FaultsError([(loc, text)])
+
+
 class TreeTemplate:
     """Nested mappings and lists of templates and constants, and loops: `{each: expression, as: name, do: tree}`.
 
@@ -45,7 +65,10 @@ class TreeTemplate:
             ConfigError: an expression can't be compiled, or a loop lacks a part; says at which key.
         """
         self.value = value
-        self._make = _compiled(value, names, place)
+        try:
+            self._make = _compiled(value, names, place)
+        except _FaultsError as error:
+            raise _FaultsError(error.faults, place) from error
 
     def __call__(self, message: Message, names: Names = _NO_NAMES) -> Tree:
         tree: Tree = self._make(message, names)
@@ -67,10 +90,18 @@ def _reader(place: str) -> PlainValidator:
             return value
         try:
             return TreeTemplate(value, loading(info).names, place=place)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
+        except _FaultsError as error:
+            raise _at_their_places(error) from error
 
     return PlainValidator(read)
+
+
+def _at_their_places(error: _FaultsError) -> ValidationError:
+    lines = [
+        InitErrorDetails(type=PydanticCustomError("template", "{text}", {"text": text}), loc=loc, input=None)
+        for loc, text in error.faults
+    ]
+    return ValidationError.from_exception_data("template", lines)
 
 
 _WRITER = PlainSerializer(lambda tree: tree.value)
@@ -93,14 +124,28 @@ def _compiled(value: Any, names: frozenset[str], place: str) -> _Make:
         return _leaf(value, names, place)
     if value is None or isinstance(value, bool | int | float | Decimal):
         return lambda message, names: value
-    raise ConfigError(f"{place}: expected a text, a number, a mapping or a list, got {type(value).__name__}")
+    raise _fault(f"expected a text, a number, a mapping or a list, got {type(value).__name__}")
+
+
+def _parts(parts: Iterable[tuple[str | int, Any]], names: frozenset[str], place: str) -> list[_Make]:
+    """All of them compiled, or all of their faults."""
+    makers: list[_Make] = []
+    faults: list[tuple[_Loc, str]] = []
+    for part, item in parts:
+        try:
+            makers.append(_compiled(item, names, place + _path((part,))))
+        except _FaultsError as error:
+            faults += [((part, *loc), text) for loc, text in error.faults]
+    if faults:
+        raise _FaultsError(faults)
+    return makers
 
 
 def _leaf(text: str, names: frozenset[str], place: str) -> _Make:
     try:
         template = Template(text, names)
     except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise _fault(str(error)) from error
     if template.constant:
         return lambda message, names: text
     make: _Make = template
@@ -108,13 +153,12 @@ def _leaf(text: str, names: frozenset[str], place: str) -> _Make:
 
 
 def _mapping(value: dict[Any, Any], names: frozenset[str], place: str) -> _Make:
-    makers = []
-    for key, item in value.items():
+    for key in value:
         if not isinstance(key, str):
-            raise ConfigError(f"{place}: the key {key!r} is no text; put it in quotes")
+            raise _fault(f"the key {key!r} is no text; put it in quotes")
         if "{{" in key:
-            raise ConfigError(f'{place}: the key "{key}" is a template; only values can be')
-        makers.append((key, _compiled(item, names, f"{place}.{key}")))
+            raise _fault(f'the key "{key}" is a template; only values can be')
+    makers = list(zip(value, _parts(value.items(), names, place), strict=True))
 
     def make(message: Message, names: Names) -> dict[str, Any]:
         made = {}
@@ -130,7 +174,7 @@ def _mapping(value: dict[Any, Any], names: frozenset[str], place: str) -> _Make:
 
 
 def _list(value: list[Any], names: frozenset[str], place: str) -> _Make:
-    makers = [_compiled(item, names, f"{place}[{index}]") for index, item in enumerate(value)]
+    makers = _parts(enumerate(value), names, place)
 
     def make(message: Message, names: Names) -> list[Any]:
         made: list[Any] = []
@@ -147,17 +191,17 @@ def _list(value: list[Any], names: frozenset[str], place: str) -> _Make:
 def _loop(value: dict[str, Any], names: frozenset[str], place: str) -> _Make:
     unknown = [key for key in value if key not in _LOOP]
     if unknown:
-        raise ConfigError(f"{place}: a loop has each:, as: and do:, got {unknown[0]}: as well")
+        raise _fault(f"a loop has each:, as: and do:, got {unknown[0]}: as well")
     name = value.get("as", "item")
     if not isinstance(name, str) or not name.isidentifier():
-        raise ConfigError(f"{place}.as: expected a name, got {name!r}")
+        raise _fault(f"expected a name, got {name!r}", "as")
     if not isinstance(value["each"], str):
-        raise ConfigError(f"{place}.each: expected an expression, such as body.lines")
+        raise _fault("expected an expression, such as body.lines", "each")
     try:
         each = Expression(value["each"], names)
     except ConfigError as error:
-        raise ConfigError(f"{place}.each: {error}") from error
-    do = _compiled(value["do"], names | {name, "index"}, f"{place}.do")
+        raise _fault(str(error), "each") from error
+    (do,) = _parts([("do", value["do"])], names | {name, "index"}, place)
 
     def make(message: Message, names: Names) -> list[Any]:
         try:

@@ -183,8 +183,7 @@ class _Wording:
         if len(wanted) > 1:
             either = (", or " if any("," in phrase for phrase in wanted) else " or ").join(wanted)
             texts = [f"expected {either}, got {self._document.shown(loc)}"]
-        key = details[0]["type"] in ("missing", "extra_forbidden") or _is_key(details[0])
-        key = key or texts[0].startswith("unknown key ")
+        key = details[0]["type"] in ("missing", "extra_forbidden", "unknown_name") or _is_key(details[0])
         return self._document.complaint(loc, texts[0], key=key)
 
     def _text(self, loc: Loc, detail: Detail) -> str:

@@ -11,7 +11,7 @@ from pydantic_core import core_schema
 from gateway.errors import ConfigError, MessageError
 from gateway.expressions.closures import Compiler
 from gateway.expressions.paths import Run
-from gateway.expressions.sandbox import FaultError, Scope
+from gateway.expressions.sandbox import FaultError, Scope, kind
 from gateway.expressions.syntax import located, parse_expression, shown
 from gateway.message import Message
 
@@ -102,7 +102,8 @@ class Expression(Written):
     def __init__(self, text: str, names: frozenset[str] = frozenset()) -> None:
         super().__init__(text, names)
         if not isinstance(text, str):
-            raise ConfigError(f"expected an expression such as body.total >= 1000, got {text!r}")
+            got = "nothing" if text is None else kind(text) if isinstance(text, dict | list) else repr(text)
+            raise ConfigError(f"expected an expression such as body.total >= 1000, got {got}")
         compiler = Compiler(names)
         with located(text):
             run = compiler(parse_expression(text))

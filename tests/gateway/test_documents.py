@@ -468,7 +468,7 @@ def test_the_sentences_of_custom_errors_are_passed_as_they_are() -> None:
     document = document_of("a:\n  whne: ${env:S}\n", S="hunter2")
     lines = [
         InitErrorDetails(
-            type=PydanticCustomError("settings", 'unknown key "whne"; for hunter2'), loc=("a", "whne"), input=None
+            type=PydanticCustomError("unknown_name", 'unknown key "whne"; for hunter2'), loc=("a", "whne"), input=None
         ),
         InitErrorDetails(type=PydanticCustomError("settings", "no such thing"), loc=("a",), input=None),
     ]

@@ -124,23 +124,30 @@ def test_a_default_stands_for_what_is_undefined() -> None:
 @pytest.mark.parametrize(
     ("tree", "text"),
     [
-        ({"a": "{{ body. }}"}, "map.a: "),
-        ({"a": ["{{ nobody }}"]}, "map.a[0]: "),
-        ({"a": "{{ item.x }}"}, "map.a: "),
-        ({"each": "body.(", "do": 1}, "map.each: "),
-        ({"each": "body.x", "do": "{{ other }}", "as": "one"}, "map.do: "),
-        ({"each": "body.x", "do": 1, "where": "x"}, "map: a loop has each:, as: and do:, got where: as well"),
-        ({"each": "body.x", "do": 1, "as": "a b"}, "map.as: expected a name, got 'a b'"),
-        ({"each": ["body.x"], "do": 1}, "map.each: expected an expression, such as body.lines"),
-        ({"{{ body.id }}": 1}, 'map: the key "{{ body.id }}" is a template; only values can be'),
-        ({1: "x"}, "map: the key 1 is no text; put it in quotes"),
-        ({"a": {"b": object()}}, "map.a.b: expected a text, a number, a mapping or a list, got object"),
+        ({"a": "{{ body. }}"}, "a: "),
+        ({"a": ["{{ nobody }}"]}, "a.0: "),
+        ({"a": "{{ item.x }}"}, "a: "),
+        ({"each": "body.(", "do": 1}, "each: "),
+        ({"each": "body.x", "do": "{{ other }}", "as": "one"}, "do: "),
+        ({"each": "body.x", "do": 1, "where": "x"}, ": a loop has each:, as: and do:, got where: as well"),
+        ({"each": "body.x", "do": 1, "as": "a b"}, "as: expected a name, got 'a b'"),
+        ({"each": ["body.x"], "do": 1}, "each: expected an expression, such as body.lines"),
+        ({"{{ body.id }}": 1}, ': the key "{{ body.id }}" is a template; only values can be'),
+        ({1: "x"}, ": the key 1 is no text; put it in quotes"),
+        ({"a": {"b": object()}}, "a.b: expected a text, a number, a mapping or a list, got object"),
     ],
     ids=["syntax", "name", "no loop", "each", "do", "loop key", "as", "each type", "key template", "key", "type"],
 )
 def test_what_can_not_work_is_refused_at_load_with_its_place(tree: Any, text: str) -> None:
     with pytest.raises(ValidationError) as refused:
         read_component("Step", {"map": tree})
-    ((error),) = refused.value.errors()
-    assert error["loc"] == ("map",)
-    assert text in error["msg"]
+    (error,) = refused.value.errors()
+    word, *place = error["loc"]
+    assert word == "map"
+    assert f"{'.'.join(map(str, place))}: {error['msg']}".startswith(text)
+
+
+def test_all_that_can_not_work_is_told_at_once() -> None:
+    with pytest.raises(ValidationError) as refused:
+        read_component("Step", {"map": {"a": "{{ nobody }}", "b": [1, "{{ body. }}"], "c": "{{ body.c }}"}})
+    assert [error["loc"] for error in refused.value.errors()] == [("map", "a"), ("map", "b", 1)]

@@ -1,0 +1,180 @@
+"""`gateway check`: what a person reads who made a mistake. The cases are files as people write them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.cli import main
+
+CASES = sorted((Path(__file__).parent.parent / "cases" / "check").glob("*.txt"))
+ROUTES = """\
+version: 1
+routes:
+  orders:
+    from: rest
+    to: drop
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command line in an empty folder; gives exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GATEWAY_DEBUG", raising=False)
+
+    def runs(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        out, error = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, error
+
+    return runs
+
+
+def parts(case: Path) -> tuple[str, str]:
+    broken, told = case.read_text(encoding="utf-8").split("--------\n")
+    return broken, told
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_a_broken_file_is_told_as_a_person_would_want_to_read_it(case: Path, tmp_path: Path, run: Run) -> None:
+    broken, told = parts(case)
+    (tmp_path / "routes.yaml").write_text(broken, encoding="utf-8")
+    assert run("check") == (2, "", told)
+
+
+def test_there_are_twenty_broken_files_at_least() -> None:
+    assert len(CASES) >= 20
+
+
+def test_a_good_file_is_called_good(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "routes.yaml").write_text(ROUTES)
+    assert run("check") == (0, "good: 1 route\n", "")
+
+
+def test_what_can_get_lost_is_noted_once_with_its_place(tmp_path: Path, run: Run) -> None:
+    lossy = ROUTES.replace("from: rest", 'from: {udp: {listen: "127.0.0.1:5514"}}')
+    (tmp_path / "routes.yaml").write_text(lossy)
+    code, out, error = run("check")
+    (note,) = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert (code, error) == (0, "")
+    assert note.startswith("note: routes.yaml:4:17: routes.orders.from.udp: at most once: ")
+
+
+def test_a_missing_file_says_how_to_start(run: Run) -> None:
+    code, out, error = run("check", "nothing.yaml")
+    assert (code, out) == (2, "")
+    assert error.startswith("nothing.yaml: there is no such file or folder; write one, or start with: gateway init\n")
+
+
+def test_a_folder_of_files_is_one_configuration(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "routes.d"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(ROUTES)
+    (folder / "b.yaml").write_text("routes:\n  more: {from: rest, to: drop}\n")
+    assert run("check", "routes.d") == (0, "good: 2 routes\n", "")
+
+
+def test_complaints_as_json_have_place_subject_and_text(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "routes.yaml").write_text(ROUTES.replace("to: drop", "to: dorp"))
+    code, out, error = run("check", "--json")
+    assert (code, error) == (2, "")
+    assert json.loads(out) == {
+        "good": False,
+        "complaints": [
+            {
+                "file": "routes.yaml",
+                "line": 5,
+                "column": 9,
+                "subject": "routes.orders.to",
+                "text": 'no sink is called "dorp"; did you mean drop?',
+            }
+        ],
+    }
+
+
+def test_good_as_json(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "routes.yaml").write_text(ROUTES)
+    code, out, _ = run("check", "--json")
+    assert (code, json.loads(out)) == (0, {"good": True, "routes": 1, "notes": [], "peers": []})
+
+
+def test_no_secret_is_shown(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIDDEN", "hunter2-hunter2")
+    (tmp_path / "routes.yaml").write_text(
+        ROUTES.replace("to: drop", 'to: {http: {url: "${env:HIDDEN}", timeout: "${env:HIDDEN}"}}')
+    )
+    code, out, error = run("check")
+    assert code == 2
+    assert "hunter2" not in out + error
+    assert '"${env:HIDDEN}"' in error
+
+
+@contextmanager
+def listening() -> Iterator[int]:
+    """A TCP server that closes what connects, in a thread of its own: the command has its own loop."""
+    started: list[int] = []
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+        started.append(server.sockets[0].getsockname()[1])
+        ready.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            server.close()
+            await server.wait_closed()
+
+    task = loop.create_task(serve())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)))
+    thread.start()
+    ready.wait(5)
+    try:
+        yield started[0]
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(5)
+        loop.close()
+
+
+def test_connect_says_of_each_peer_whether_it_is_there(tmp_path: Path, run: Run) -> None:
+    with listening() as port:
+        (tmp_path / "routes.yaml").write_text(
+            f"""\
+version: 1
+connections:
+  plant: {{mqtt: {{url: "mqtt://127.0.0.1:1", client_id: gw}}}}
+routes:
+  orders:
+    from: {{mqtt: {{connection: plant, topic: orders}}}}
+    to:
+      - http: {{url: "http://127.0.0.1:{port}/orders/{{{{ body.id }}}}"}}
+      - tcp: {{connect: "127.0.0.1:1", reply: {{accepted: "OK*"}}}}
+      - drop
+"""
+        )
+        code, out, _ = run("check", "--connect")
+        as_json = json.loads(run("check", "--connect", "--json")[1])
+    lines = out.splitlines()
+    assert code == 1
+    assert lines[0] == "good: 1 route"
+    assert f"ok    http http://127.0.0.1:{port} (of orders)" in lines
+    assert any(line.startswith("failed tcp 127.0.0.1:1 (of orders): ") for line in lines)
+    assert any(line.startswith("failed mqtt mqtt://127.0.0.1:1 (of orders): ") for line in lines)
+    assert [peer["problem"] is None for peer in as_json["peers"]] == [False, True, False]
+
+
+def test_connect_without_peers_says_so(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "routes.yaml").write_text(ROUTES)
+    assert run("check", "--connect") == (0, "good: 1 route\nthere are no peers to connect to\n", "")
