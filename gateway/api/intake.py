@@ -67,9 +67,8 @@ async def post(name: str, request: Request, control: Running, caller: Calling, w
         message, replayed = await _identified(control, route, message, key, _digest(request, body))
     if replayed:
         return await _stored(control, message.id, wait_s, {"idempotent-replayed": "true"})
-    outcome = await taken(route, message, wait_s)
-    if outcome is None:
-        return answer({"id": message.id, "status": "pending"}, 202)
+    # A stored message is answered once it is safe, however short the wait.
+    outcome = await taken(route, message, wait_s if route.delivering is None else None)
     return await answered(control, route, outcome, wait_s)
 
 
@@ -149,15 +148,15 @@ async def _identified(control: Control, route: Route, message: Message, key: str
     return message.replace(id=kept_id), True
 
 
-async def taken(route: Route, message: Message, wait_s: float | None) -> Outcome | None:
-    """What the route says of the message; None: nothing within the wait, and it goes on."""
+async def taken(route: Route, message: Message, wait_s: float | None) -> Outcome:
+    """What the route says of the message; when that takes longer than the wait it goes on, and it is too late."""
     if wait_s is None:
         return await route.take(message, answers=True, type_=TYPE)
     task = asyncio.create_task(route.take(message, answers=True, type_=TYPE), name=f"{route.name}:rest")
     _going_on.add(task)
     task.add_done_callback(_going_on.discard)
     await asyncio.wait({task}, timeout=wait_s)
-    return task.result() if task.done() else None
+    return task.result() if task.done() else Deferred(message.id, "the wait is over", too_late=True)
 
 
 _going_on: set[asyncio.Task[Outcome]] = set()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api.access import TOKEN_FILE, Door, admin_token
 from gateway.api.application import application
@@ -24,6 +25,10 @@ log = logging.getLogger("gateway.api")
 
 MOST_CONNECTIONS = 512
 KEEP_ALIVE_S = 60
+HEAD_S = 10.0
+"""How long the head of a request may take to arrive."""
+MOST_HEAD = 64 * 1024
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 GRACE_S = 5
 """How long requests under way may take once the routes have stopped."""
 
@@ -40,6 +45,49 @@ class Serving:
     def url(self) -> str:
         """Such as `http://127.0.0.1:8080`."""
         return f"http://{self.address}"
+
+
+class _Connection(HttpToolsProtocol):
+    """A connection whose request heads have bounds of time and size, which uvicorn leaves open."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The time for the first head begins."""
+        super().connection_made(transport)
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self.on_message_begin()
+
+    def on_message_begin(self) -> None:
+        """The time for this head begins."""
+        super().on_message_begin()
+        self._end_head()
+        self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        """The head is there in time."""
+        self._end_head()
+        super().on_headers_complete()
+
+    def _end_head(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def data_received(self, data: bytes) -> None:
+        """Counts what belongs to a head that is not whole yet."""
+        super().data_received(data)
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD and not self.transport.is_closing():
+                self._end_head()
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._end_head()
+        super().connection_lost(exc)
 
 
 class _Server(uvicorn.Server):
@@ -100,7 +148,7 @@ async def serving(control: Control) -> AsyncIterator[Serving]:
             proxy_headers=False,
             lifespan="off",
             ws="none",
-            http="httptools",
+            http=_Connection,
             interface="asgi3",
             limit_concurrency=MOST_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,

@@ -10,7 +10,7 @@ import pytest
 
 from adapters.memory import box
 from gateway import Message, MessageError, PeerError
-from gateway.testing import until
+from gateway.testing import settle, until
 from tests.gateway.api.desk import Desk, desk
 
 
@@ -41,10 +41,37 @@ async def test_with_wait_the_answer_is_what_became_of_the_message(tmp_path: Path
 
 async def test_a_wait_that_ends_first_is_answered_202_and_the_message_goes_on(tmp_path: Path) -> None:
     async with desk(tmp_path) as here:
-        box("asked").failing = None
         await here.app.pause("orders")
         answer = await here.post("orders", {"id": 1}, query="?wait=50ms")
         assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+
+
+async def test_no_wait_is_so_short_that_a_message_is_acknowledged_before_it_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(tmp_path) as here:
+        committed = asyncio.Event()
+        append = here.journal.append
+
+        async def slow(route: str, message: Message) -> bool:
+            await committed.wait()
+            return await append(route, message)
+
+        monkeypatch.setattr(here.journal, "append", slow)
+        posting = asyncio.create_task(here.post("orders", {"id": 1}, query="?wait=1ms"))
+        await settle(200)
+        assert not posting.done()
+        committed.set()
+        assert (await posting).status_code in (200, 202)
+
+
+async def test_a_wait_that_ends_before_a_route_that_stores_nothing_is_too_late(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        here.app.routes["passes"].gate.close(stopping=False)
+        answer = await here.post("passes", {"id": 1}, query="?wait=20ms")
+        assert (answer.status_code, answer.json()["code"]) == (504, "too_late")
+        here.app.routes["passes"].gate.reopen()
+        await until(lambda: sent("passed") == [{"id": 1}])
 
 
 @pytest.mark.parametrize("wait", ["30", "soon", "6m"])

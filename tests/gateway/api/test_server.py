@@ -84,6 +84,28 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_stores_nothing(tmp
         assert here.journal.records == {}
 
 
+async def test_a_head_without_an_end_is_cut_by_its_size(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, place, client):
+        reader, writer = await asyncio.open_connection(*place.address)
+        writer.write(b"GET /health/live HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"y" * (80 * 1024))
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+        assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_a_head_that_does_not_come_is_cut_by_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.api.server.HEAD_S", 0.05)
+    async with served(tmp_path) as (_, place, client):
+        for start in (b"", b"GET /health/live HT", b"GET /health/live HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\nGET /"):
+            reader, writer = await asyncio.open_connection(*place.address)
+            writer.write(start)
+            async with asyncio.timeout(4):
+                await reader.read()
+            writer.close()
+        answer = await client.post("/api/v1/routes/orders/messages?wait=200ms", json={"id": 1})
+        assert answer.status_code in (200, 202)  # the time for the head is not that of the answer
+
+
 async def test_its_end_answers_who_waits_and_closes_the_port(tmp_path: Path) -> None:
     async with desk(tmp_path) as here:
         async with serving(here.app) as place:
