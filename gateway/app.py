@@ -234,7 +234,7 @@ def _read_names(file: Path) -> set[str]:
 def _write_names(file: Path, names: set[str]) -> None:
     new = file.with_suffix(".new")
     try:
-        with new.open("w") as stream:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
             json.dump(sorted(names), stream)
             stream.flush()
             os.fsync(stream.fileno())
