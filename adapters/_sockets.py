@@ -97,7 +97,16 @@ async def listen(
         secured = {"ssl": server_context(at.tls), "ssl_handshake_timeout": limits.handshake}
     loop = asyncio.get_running_loop()
     try:
-        return await loop.create_server(make, at.address.host, at.address.port, backlog=1024, **secured)
+        # Cancelled in its last turn, a create_server that also begins to serve would leave the address taken.
+        server = await loop.create_server(
+            make, at.address.host, at.address.port, backlog=1024, start_serving=False, **secured
+        )
+        try:
+            await server.start_serving()
+        except BaseException:
+            server.close()
+            raise
+        return server
     except OSError as error:
         raise ConfigError(f"{who}: can't listen: {reason(error)}; is another program or route on {at}?") from error
 

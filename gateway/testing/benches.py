@@ -101,6 +101,8 @@ class SourceBench(_Bench):
     """Whether it holds a connection to its peer, whose loss ends `run`."""
     has_peer: ClassVar[bool] = True
     """Whether there is somebody outside who may be lost."""
+    bounds: ClassVar[bool] = True
+    """Whether it bounds what it hands over at once; in-process sources leave that to the gate of the route."""
     pushes_back: ClassVar[bool] = False
     """Whether its peer is kept from sending while nothing is taken."""
     window: ClassVar[int] = IN_FLIGHT

@@ -307,6 +307,7 @@ async def nothing_is_lost_when_its_peer_dies_mid_flight(bench: SourceBench) -> N
         assert accepted == sent
 
 
+@needs("bounds")
 async def saturated_it_takes_no_more_than_its_window(bench: SourceBench) -> None:
     """While nothing gets through, no more than its window is taken, and a stop is a stop."""
     async with nothing_left(bench.leave):
