@@ -49,14 +49,17 @@ def write_whole(path: Path, body: bytes, *, replace: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not replace and path.exists():
-            raise MessageError(f"file {path.name}: it is there already; use a template that gives each message its own")
+            raise _taken(path)
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             _write_all(file, body)
             os.fsync(file)
         finally:
             os.close(file)
-        part.replace(path)
+        if replace:
+            part.replace(path)
+        else:
+            _give_free_name(part, path)
         sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -64,6 +67,23 @@ def write_whole(path: Path, body: bytes, *, replace: bool) -> None:
         raise PeerError(
             f"file {path.name}: {error.strerror}; is the disk full, or the folder not ours to write?"
         ) from error
+
+
+def _give_free_name(part: Path, path: Path) -> None:
+    """Renames, unless there is a file of that name by now: unlike a rename, a link then fails. link(2)."""
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:
+        part.unlink()
+        raise _taken(path) from None
+    except OSError:  # a file system without links
+        part.rename(path)
+    else:
+        part.unlink()
+
+
+def _taken(path: Path) -> MessageError:
+    return MessageError(f"file {path.name}: it is there already; use a template that gives each message its own")
 
 
 def move_into(path: Path, folder: Path) -> Path:
