@@ -24,6 +24,9 @@ STEADY_S = 5.0
 OPENING_S = 5.0
 """How long a send waits for a link that is being opened."""
 
+FAILURES_DOWN = 3
+"""This many sends in a row that failed show as a link that is down, also where there is no connection to lose."""
+
 
 def peer_error_in(error: BaseException) -> PeerError | None:
     """The PeerError that an exception is or carries; None when anything in it is something else."""
@@ -78,6 +81,7 @@ class Link:
         self._lost: asyncio.Future[None] | None = None
         self._opened = asyncio.Event()
         self._down: str | None = None
+        self._failures = 0
 
     async def hold(self) -> None:
         """Keeps the sink open until cancelled."""
@@ -102,6 +106,7 @@ class Link:
             async with self._sink.open(self._host) as send:
                 lost = self._lost = asyncio.get_running_loop().create_future()
                 self._send = send
+                self._failures = 0
                 self._opened.set()
                 self._observed.became(self._peer, "up")
                 await lost
@@ -130,11 +135,19 @@ class Link:
         if send is None:
             send, lost = await self._wait_open()
         try:
-            return await send(message)
+            reply = await send(message)
         except PeerError as error:
             if error.reconnect and lost is not None and not lost.done():
                 lost.set_exception(error)
+            self._failures += 1
+            if self._failures == FAILURES_DOWN and self._send is send:
+                self._observed.became(self._peer, "down", str(error))
             raise
+        if self._failures:
+            if self._failures >= FAILURES_DOWN and self._send is send:
+                self._observed.became(self._peer, "up")
+            self._failures = 0
+        return reply
 
     async def tried(self) -> None:
         """Returns once it is open, or could not be opened."""
