@@ -56,6 +56,7 @@ class Reading(asyncio.Protocol):
         "_repeated",
         "_replays",
         "_size",
+        "_target",
         "_trailers",
         "_url",
         "_values",
@@ -76,7 +77,7 @@ class Reading(asyncio.Protocol):
         self._chunk = 0  # bytes of this read
         self._fed = 0  # bytes of the reads before it that this head, or body, began in or is all of
         self._method = b""
-        self._path = ""
+        self._path = self._target = ""
         self._query = self._params = NOTHING
         self._values: list[str] = []  # of the parameters of the path
         self._old = False
@@ -183,19 +184,23 @@ class Reading(asyncio.Protocol):
         self._method = method = parser.get_method()
         if self._fed + self._chunk > listening.small_head or len(headers) + self._repeated > listening.header_count:
             check_sizes(method, url, headers, self._repeated, listening.limits)
-        version = parser.get_http_version()
         host = headers.get("host")
-        if version != "1.1" or host not in listening.hosts or "transfer-encoding" in headers:
+        self._keep_alive = keep_alive = parser.should_keep_alive()
+        usual = "connection" not in headers and "transfer-encoding" not in headers
+        if usual and keep_alive and host in listening.hosts:
+            self._old = False  # an older one that is to be kept alive has to say so
+        else:
+            version = parser.get_http_version()
             check_framing(version, headers)
             listening.remember_host(host)
-        self._old = version != "1.1"
-        self._keep_alive = parser.should_keep_alive() if self._old or "connection" in headers else True
+            self._old = version != "1.1"
         self._answer = None
         place = listening.paths.exact.get(url)
         if place is not None:
-            self._path = url.decode()
+            self._path = self._target = url.decode()
             self._params = self._query = NOTHING
             return place
+        self._target = url.decode("latin-1")
         self._path, self._query, segments = read_target(method, url, host, listening.scheme)
         self._params = NOTHING
         if segments is None:
@@ -272,7 +277,7 @@ class Reading(asyncio.Protocol):
             body,
             self.peer,
             listening.scheme,
-            self._url.decode("latin-1"),
+            self._target,
             self._keep_alive,
             self._old,
             self._certificate_subject,
