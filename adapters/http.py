@@ -135,6 +135,9 @@ class Source(Settings):
             ConfigError: the address can't be had.
         """
 
+        usual = self.answer == Answer(status=self.answer.status)
+        status = self.answer.status
+
         async def work(request: Request) -> None:
             if request.response is not None:
                 return
@@ -146,7 +149,11 @@ class Source(Settings):
             except MessageError as error:
                 _refuse(request, error.code, str(error), None)
                 return
-            self._settle(request, message, await deliver(message))
+            outcome = await deliver(message)
+            if usual and type(outcome) is Accepted and outcome.reply is None:
+                request.answer(status, b'{"id":"%b"}' % message.id.encode(), JSON_TYPE)
+            else:
+                self._settle(request, message, outcome)
 
         async with (
             host.share(Listener(self.listen)) as listening,

@@ -179,7 +179,8 @@ def limited(send: Send, at_once: int) -> Send:
             return await send(message)
         finally:
             running -= 1
-            _next_turn()
+            if waiting:
+                _next_turn()
 
     def _next_turn() -> None:
         nonlocal running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gateway.config import Configured
 from gateway.delivery import Delivering
@@ -241,11 +241,17 @@ class Route:
             meters.received += 1
             meters.deferred += 1
             return Deferred(message.id, f"{self.name} has as many messages as it may take; send again")
-        monotonic = self._inside.clock.monotonic
+        inside = self._inside
+        monotonic = inside.clock.monotonic
         began = monotonic()
         meters.received += 1
         try:
-            self._stamp(message, type_)
+            message.formats = inside.formats
+            message.source = self._source_name
+            if not message.type:
+                message.type = type_
+            if message.raw is not None and len(message.raw) > inside.largest:
+                raise _too_large(message.raw, inside.largest)
             outcome = await self._handled(message)
         except MessageError as error:
             outcome = await self._refused(
@@ -272,23 +278,13 @@ class Route:
             watcher.heard(self.name, message, outcome)
         return outcome
 
-    def _stamp(self, message: Message, type_: str) -> None:
-        message.formats = self._inside.formats
-        message.source = self._source_name
-        if not message.type:
-            message.type = type_
-        limit = self.configured.settings.limits.message
-        if message.raw is not None and len(message.raw) > limit:
-            raise MessageError(f"body: {len(message.raw)} bytes, at most {limit} are taken", code="too_large")
-
     def _count(self, outcome: Outcome) -> None:
-        match outcome:
-            case Accepted():
-                self._meters.accepted += 1
-            case Refused():
-                self._meters.refused += 1
-            case Deferred():
-                self._meters.deferred += 1
+        if type(outcome) is Accepted:
+            self._meters.accepted += 1
+        elif type(outcome) is Refused:
+            self._meters.refused += 1
+        else:
+            self._meters.deferred += 1
 
     async def _handled(self, message: Message) -> Outcome:
         inside, settings = self._inside, self.configured.settings
@@ -324,24 +320,26 @@ class Route:
         """
         inside = self._inside
         steps = inside.steps
+        outs: Sequence[Message] = (message,)
         if steps.plain is not None:
-            after = steps.plain(message)
-            outs: Iterable[Message] = () if after is None else (after,)
-        else:
-            outs = (message,) if steps.empty else await steps(message)
+            out = steps.plain(message)
+            outs = () if out is None else (out,)
+        elif not steps.empty:
+            outs = await steps(message)
+        if not outs:
+            self._meters.filtered += 1
+            return None
         sends: list[tuple[RunningTarget, Message]] = []
-        nothing = True
         for out in outs:
-            nothing = False
-            for target in chosen(inside, out):
-                sends += [(target, made) for made in await target.made_of(out)]
+            for target in inside.always or chosen(inside, out):
+                if target.path.empty:
+                    sends.append((target, out))
+                else:
+                    sends += [(target, made) for made in await target.made_of(out)]
         if len(sends) == 1:
             return await self._sent(*sends[0])
-        if not sends:
-            if nothing:
-                self._meters.filtered += 1
-            return None
-        await self._sent_to_all(sends)
+        if sends:
+            await self._sent_to_all(sends)
         return None
 
     async def _sent(self, target: RunningTarget, message: Message) -> Message | None:
@@ -396,6 +394,10 @@ def _urgency(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9:
         return value
     raise MessageError(f"priority: expected a whole number from 0 to 9, got {value!r:.60}")
+
+
+def _too_large(body: bytes, limit: int) -> MessageError:
+    return MessageError(f"body: {len(body)} bytes, at most {limit} are taken", code="too_large")
 
 
 def _text(value: object) -> str:

@@ -63,6 +63,8 @@ class Inside:
         self.settings = configured.settings
         self.clock: Clock = services.clock
         self.formats = formats_with(self.settings.limits)
+        self.largest = self.settings.limits.message
+        """The largest body that the route takes, in bytes."""
         self.services = services
         self.meters = services.observed.route(self.name)
         self._links: list[Link] = []
@@ -71,6 +73,9 @@ class Inside:
         self.accept = self.path(self.settings.accept, "accept")
         self.steps = self.path(self.settings.steps, "steps")
         self.targets = tuple(self._target(target) for target in self.settings.to)
+        everybody = len(self.targets) == 1 or self.settings.match == "all"
+        self.always = self.targets if everybody and all(target.when is None for target in self.settings.to) else ()
+        """The targets of every message, when nothing is to be chosen; else none."""
         dead = self.settings.dead_letter
         self.dead_letter = None if dead is None else self._target(dead)
 
