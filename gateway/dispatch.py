@@ -256,14 +256,14 @@ class Dispatch:
             state = "discarded"
         parcel.state, parcel.due_at, parcel.reason = state, None, reason  # type: ignore[assignment]
         job = parcel.job
+        if not self._alone and (job is None or job.open > 1):
+            failpoint("fanout.partly_done")
         if attempt is not None and job is not None and not job.expanded:
             job.attempts.append(attempt)
         if job is not None:
             job.open -= 1
             if reason is not None and state == "dead":
                 job.reason = reason
-            if job.open:
-                failpoint("fanout.partly_done")
         if parcel.written:
             future = self._journal.advance(self._route, [parcel.attempted(attempt)])
             future.add_done_callback(lambda done: self._out(parcel, done))

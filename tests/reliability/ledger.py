@@ -11,6 +11,8 @@ from typing import Literal
 
 IN_FLIGHT_S = 1.0
 """How long before a fault something may have been on its way at the fault, and so may come twice."""
+LINK_S = 0.1
+"""The same for a link that is cut: until both ends know."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class Receipt:
     digest: bytes
     at_s: float
     kind: Kind
+    answered_s: float = float("inf")
+    """When the target said so, if it did."""
 
 
 @dataclass(slots=True)
@@ -50,6 +54,16 @@ class Fault:
     what: str
     began_s: float
     ended_s: float
+    target: str | None = None
+    """The one that it happened to; None: the gateway itself, and so all."""
+    reach_s: float = IN_FLIGHT_S
+    """How long before it something may have been answered and not yet noted."""
+
+    def excuses(self, receipt: Receipt) -> bool:
+        """Whether what was received so may come again."""
+        if self.target not in (None, receipt.target):
+            return False
+        return receipt.at_s <= self.ended_s and receipt.answered_s >= self.began_s - self.reach_s
 
 
 @dataclass
@@ -111,6 +125,8 @@ class Ledger:
         self.faults: list[Fault] = []
         self.acknowledged = 0
         self.last_receipt_s = 0.0
+        self._arrived: set[str] = set()
+        """Those that are known to have reached all of their targets."""
 
     def sending(self, uid: str, route: str, key: str | None, number: int, body: bytes) -> Sent:
         """A message is about to go out."""
@@ -126,19 +142,26 @@ class Ledger:
         """The gateway said that it did not take it."""
         entry.refused_s = time.monotonic()
 
-    def received(self, target: str, uid: str | None, body: bytes, kind: Kind) -> None:
+    def received(self, target: str, uid: str | None, body: bytes, kind: Kind) -> Receipt:
         """A target of ours has a message."""
         self.last_receipt_s = time.monotonic()
+        receipt = Receipt(target, digest(body), self.last_receipt_s, kind)
         if uid is None or uid not in self.sent:
             self.unknown.append(f"{target} got {body[:80]!r}")
         else:
-            self.receipts[uid].append(Receipt(target, digest(body), self.last_receipt_s, kind))
+            self.receipts[uid].append(receipt)
+        return receipt
 
     def fault(self, what: str) -> Fault:
         """Something goes wrong from now on, until `ended_s` is set."""
         found = Fault(what, time.monotonic(), float("inf"))
         self.faults.append(found)
         return found
+
+    def link_fault(self, target: str, lasts_s: float = 0.0) -> None:
+        """A target cuts a connection: what was on its way to it by others may come again."""
+        now = time.monotonic()
+        self.faults.append(Fault(f"a link to {target} was cut", now, now + lasts_s + LINK_S, target, LINK_S))
 
     # -- the judgement -----------------------------------------------------------------------------------------------
 
@@ -150,13 +173,17 @@ class Ledger:
 
     def waiting(self, dead: Collection[str] = ()) -> list[str]:
         """Acknowledged messages that did not reach all of their targets, and are not known to be dead."""
-        return [
-            uid
-            for uid, entry in self.sent.items()
-            if entry.acknowledged_s is not None and uid not in dead and self.missing(uid)
-        ]
+        found = []
+        for uid, entry in self.sent.items():
+            if uid in self._arrived or entry.acknowledged_s is None or uid in dead:
+                continue
+            if self.missing(uid):
+                found.append(uid)
+            else:
+                self._arrived.add(uid)
+        return found
 
-    def judge(self, dead: Collection[str] = (), *, in_flight_s: float = IN_FLIGHT_S) -> Verdict:
+    def judge(self, dead: Collection[str] = ()) -> Verdict:
         """What became of everything that was sent. `dead`: what the journal says is a dead letter."""
         verdict = Verdict(sent=len(self.sent), acknowledged=self.acknowledged, dead=len(dead))
         verdict.unexpected += self.unknown
@@ -171,11 +198,11 @@ class Ledger:
             for receipt in receipts:
                 if receipt.digest != entry.digest:
                     verdict.damaged.append(f"{uid} reached {receipt.target} with another body")
-            self._judge_again(entry, receipts, verdict, in_flight_s)
+            self._judge_again(entry, receipts, verdict)
         self._judge_order(verdict)
         return verdict
 
-    def _judge_again(self, entry: Sent, receipts: Iterable[Receipt], verdict: Verdict, in_flight_s: float) -> None:
+    def _judge_again(self, entry: Sent, receipts: Iterable[Receipt], verdict: Verdict) -> None:
         before: dict[str, Receipt] = {}
         for receipt in receipts:
             earlier = before.get(receipt.target)
@@ -184,7 +211,7 @@ class Ledger:
                 continue
             if receipt.target not in self.targets[entry.route]:
                 verdict.unexpected.append(f"{entry.uid} of {entry.route} reached {receipt.target}")
-            if any(fault.began_s - in_flight_s <= earlier.at_s <= fault.ended_s for fault in self.faults):
+            if any(fault.excuses(earlier) for fault in self.faults):
                 verdict.again += 1
             else:
                 verdict.duplicated.append(

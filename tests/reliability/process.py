@@ -41,7 +41,8 @@ class Gateway:
         self.api_port = api_port
         self.program = program
         self.process: asyncio.subprocess.Process | None = None
-        self.starts = 0
+        self.environment: dict[str, str] = {}
+        """For each process, beside what `start` is given."""
 
     async def __aenter__(self) -> Gateway:
         return self
@@ -51,7 +52,6 @@ class Gateway:
 
     async def launch(self, environment: Mapping[str, str] | None = None, *more: str) -> asyncio.subprocess.Process:
         """Starts a process and does not wait for anything."""
-        self.starts += 1
         with self.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -62,7 +62,7 @@ class Gateway:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **self.environment, **(environment or {})},
                 start_new_session=True,
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import apsw
 from tests.reliability.ledger import Ledger, Verdict
 from tests.reliability.process import GATEWAY, Gateway, free_ports
 from tests.reliability.senders import HttpSender, Sender, TcpSender
-from tests.reliability.targets import HttpTarget, Target, TcpTarget
+from tests.reliability.targets import HttpTarget, Target, TcpTarget, always, uid_of
 
 DRAIN_S = 60.0
 AGAIN_WITHIN_S = 10.0
@@ -37,7 +38,7 @@ gateway:
     steps: [{steps}{{set: {{subject: "{{{{ body.uid }}}}"}}}}]
     to:
       - {{http: {{url: "http://127.0.0.1:{a}/", timeout: 2s}}, name: a, retry: {retry}}}
-      - {{tcp: {{connect: "127.0.0.1:{b}", reply: {{accepted: OK, timeout: 2s}}}}, name: b, retry: {retry}}}
+      - {{tcp: {{connect: "127.0.0.1:{b}", reply: {{accepted: OK, refused: "NO", timeout: 2s}}, connections: 4}}, name: b, retry: {retry}}}
       - {{http: {{url: "http://127.0.0.1:{c}/", timeout: 2s}}, name: c, retry: {retry},
          circuit: {{failures: 3, reset_after: 300ms}}}}
   plain:
@@ -46,7 +47,7 @@ gateway:
   lines:
     from: {{tcp: {{listen: "127.0.0.1:{tcp}", answer: {{}}}}}}
     order_by: body.key
-    to: {{tcp: {{connect: "127.0.0.1:{e}", reply: {{accepted: OK, timeout: 2s}}}}, name: e, retry: {retry}}}
+    to: {{tcp: {{connect: "127.0.0.1:{e}", reply: {{accepted: OK, refused: "NO", timeout: 2s}}, connections: 4}}, name: e, retry: {retry}}}
 {more}"""
 RETRY = "{attempts: 1000, first_wait: 20ms, max_wait: 300ms}"
 TARGETS = {"web": ("a", "b", "c"), "plain": ("d",), "lines": ("e",)}
@@ -128,18 +129,53 @@ class Scene:
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
-    async def restart(self) -> None:
+    async def kill(self, what: str = "kill -9") -> None:
+        """kill -9, under the load that goes on."""
+        self.ledger.fault(what)
+        await self.gateway.kill()
+
+    async def restart(self, environment: Mapping[str, str] | None = None) -> None:
         """Starts the gateway after a fault of its own, under the load that goes on, and times its coming back (I7)."""
         fault = self.ledger.faults[-1]
-        began = time.monotonic()
+        began = fault.ended_s = time.monotonic()
         before = self.ledger.acknowledged
-        await self.gateway.start()
+        await self.gateway.start(environment)
         while self._tasks and self.ledger.acknowledged == before:
             if time.monotonic() - began > AGAIN_WITHIN_S:
                 self.troubles.append(f"nothing was taken {AGAIN_WITHIN_S:g} s after {fault.what}")
                 break
+            if not self.gateway.running:
+                break
             await asyncio.sleep(0.005)
-        fault.ended_s = time.monotonic()
+
+    async def start_again(self) -> None:
+        """Starts the gateway after an orderly stop: no fault, but messages must be taken again in time."""
+        before, began = self.ledger.acknowledged, time.monotonic()
+        await self.gateway.start()
+        await self.acknowledged(1, AGAIN_WITHIN_S)
+        if self.ledger.acknowledged == before:
+            self.troubles.append(f"nothing was taken {time.monotonic() - began:.1f} s after a stop and a start")
+
+    async def reloaded(self, *, broken: bool) -> bool:
+        """SIGHUP. Whether the reload is over within 10 s, as its metric says."""
+        name = f'gateway_reloads_total{{result="{"failed" if broken else "good"}"}}'
+        before = (await self.gateway.metrics()).get(name, 0)
+        self.gateway.send(signal.SIGHUP)
+        deadline = time.monotonic() + AGAIN_WITHIN_S
+        while time.monotonic() < deadline:
+            if (await self.gateway.metrics()).get(name, 0) > before:
+                return True
+            await asyncio.sleep(0.02)
+        return False
+
+    async def replay_all(self, rate: str) -> None:
+        """Sends all dead letters again, as an operator does; a process that dies meanwhile gives no answer."""
+        try:
+            status, said = await self.gateway.ask("POST", "/api/v1/dead-letters/replay", {"rate": rate})
+        except (OSError, EOFError):
+            return
+        if status != 200:
+            self.troubles.append(f"replay of all dead letters: {status} {said}")
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -152,8 +188,18 @@ class Scene:
             await asyncio.sleep(0.05)
 
     async def judged(self) -> Verdict:
-        """Ends the load, drains, stops the gateway in good order, reads its books, and judges."""
+        """One more kill -9 under load, then: drains, stops the gateway in good order, reads its books, and judges.
+
+        The kill is there so that no suite passes with a gateway that acknowledges before it commits.
+        """
+        if self._tasks and self.gateway.running:
+            await self.acknowledged(50)
+            await self.kill("the last kill -9")
+            await self.restart()
+            await self.acknowledged(20)
         await self.end()
+        for target in self.targets.values():
+            target.act = always
         if not self.gateway.running:
             await self.gateway.start()
         await self.drained()
@@ -221,7 +267,7 @@ class Scene:
             if there < len(some):
                 self.troubles.append(f"{route}: {len(some)} acknowledged, {there} in the journal")
         bodies = connection.execute("SELECT body FROM messages JOIN states USING (seq) WHERE state = 5")
-        return {uid for (body,) in bodies if (uid := _uid(body)) is not None}
+        return {uid for (body,) in bodies if (uid := uid_of(body)) is not None}
 
     def _accepted(self) -> Mapping[str, Collection[str]]:
         found: dict[str, list[str]] = {}
@@ -229,12 +275,6 @@ class Scene:
             if entry.acknowledged_s is not None:
                 found.setdefault(entry.route, []).append(uid)
         return found
-
-
-def _uid(body: bytes) -> str | None:
-    from tests.reliability.targets import uid_of
-
-    return uid_of(body)
 
 
 def _inside(text: str) -> bool:

@@ -52,7 +52,7 @@ class Sender:
                     await self.send_one(reader, writer)
                     if self.pause_s:
                         await asyncio.sleep(self.pause_s)
-            except (OSError, EOFError, ValueError):
+            except (OSError, EOFError, ValueError, RuntimeError):  # uvloop says the last of a write too late
                 await asyncio.sleep(AGAIN_S)
             finally:
                 writer.transport.abort()

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
 from collections.abc import Callable
 from typing import Literal, cast
 
 from httptools import HttpRequestParser
 
-from tests.reliability.ledger import Ledger
+from tests.reliability.ledger import Kind, Ledger
 
-Act = Literal["accept", "busy", "later", "slow", "cut", "hang"]
-"""What a target does with a message: accepts it, says 503 or 429 with Retry-After (TCP: ERR), accepts it late, accepts
-it and cuts the connection before it answers, or accepts it and never answers."""
+Act = Literal["accept", "busy", "later", "never", "slow", "cut", "hang"]
+"""What a target does with a message: accepts it, says 503 or 429 with Retry-After (TCP: ERR), says 422 (TCP: NO), accepts
+it late, accepts it and cuts the connection before it answers, or accepts it and never answers."""
 
 SLOW_S = 0.3
+TIMEOUT_S = 2.0
+"""How long the gateway waits for an answer, as it is configured."""
 
 
 def always(_uid: str | None) -> Act:
     """Every message is accepted."""
     return "accept"
+
+
+def moody(luck: random.Random, bad: float = 0.1) -> Callable[[str | None], Act]:
+    """So many of all messages meet a fault of some kind."""
+
+    def act(_uid: str | None) -> Act:
+        if luck.random() >= bad:
+            return "accept"
+        (chosen,) = luck.choices(("busy", "later", "slow", "cut", "hang"), (50, 10, 20, 19, 1))
+        return cast("Act", chosen)
+
+    return act
 
 
 class Target:
@@ -31,8 +47,6 @@ class Target:
         self.ledger = ledger
         self.act: Callable[[str | None], Act] = always
         """Set it to make the target misbehave."""
-        self.seen: Callable[[str], None] = lambda _uid: None
-        """Called with the id of each message, before the target answers."""
         self.port = 0
         self.open: set[asyncio.Transport] = set()
         self._server: asyncio.Server | None = None
@@ -60,17 +74,25 @@ class Target:
         """Records one message and answers it."""
         uid = uid_of(body)
         act = self.act(uid)
-        if act in ("busy", "later"):
-            self.ledger.received(self.name, uid, body, "refused")
-        else:
-            self.ledger.received(self.name, uid, body, "cut" if act in ("cut", "hang") else "accepted")
-        self.seen(uid or "")
+        kind: Kind = "accepted"
+        if act in ("busy", "later", "never"):
+            kind = "refused"
+        elif act in ("cut", "hang"):
+            kind = "cut"
+            self.ledger.link_fault(self.name, TIMEOUT_S if act == "hang" else 0.0)
+        receipt = self.ledger.received(self.name, uid, body, kind)
+
+        def say() -> None:
+            if not transport.is_closing():
+                receipt.answered_s = time.monotonic()
+                answer(act)
+
         if act == "cut":
             transport.abort()
         elif act == "slow":
-            asyncio.get_running_loop().call_later(SLOW_S, answer, act)
+            asyncio.get_running_loop().call_later(SLOW_S, say)
         elif act != "hang":
-            answer(act)
+            say()
 
 
 def uid_of(body: bytes) -> str | None:
@@ -92,6 +114,7 @@ _ANSWERS = {
     "accept": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
     "slow": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
     "busy": b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+    "never": b"HTTP/1.1 422 Unprocessable Content\r\ncontent-length: 0\r\n\r\n",
     "later": b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n",
 }
 
@@ -120,8 +143,7 @@ class _Http(asyncio.Protocol):
         self._target.handle(body, self._answer, self._transport)
 
     def _answer(self, act: Act) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(_ANSWERS[act])
+        self._transport.write(_ANSWERS[act])
 
 
 class TcpTarget(Target):
@@ -149,5 +171,4 @@ class _Tcp(asyncio.Protocol):
             self._target.handle(line, self._answer, self._transport)
 
     def _answer(self, act: Act) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(b"OK\n" if act in ("accept", "slow") else b"ERR\n")
+        self._transport.write({"accept": b"OK\n", "slow": b"OK\n", "never": b"NO\n"}.get(act, b"ERR\n"))
