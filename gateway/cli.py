@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from gateway.commands import describing, serving
+from gateway.commands import dead, describing, operating, serving, watching
 from gateway.commands.output import colored, say_error
 from gateway.errors import ConfigError, GatewayError
 
@@ -26,6 +26,13 @@ app = typer.Typer(
 app.command()(serving.run)
 app.command()(serving.check)
 app.command()(serving.init)
+app.command()(operating.send)
+app.command()(operating.messages)
+app.command()(operating.show)
+app.add_typer(dead.app, name="dead")
+app.command()(watching.tail)
+app.command()(watching.top)
+app.command()(operating.routes)
 app.command(name="list")(describing.list_)
 app.command()(describing.doc)
 app.command()(describing.schema)
