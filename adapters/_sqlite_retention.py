@@ -48,6 +48,8 @@ class Upkeep:
         self._resume_at = 0.0
         self._commits = 0
         self._too_large = False
+        self._excess = 0
+        """How many bytes must go while it is too large."""
         self._vacuuming = False
         self._from = 0
         """No message before this one could be removed when retention last looked."""
@@ -109,8 +111,12 @@ class Upkeep:
         pages, unused = pragma("page_count"), pragma("freelist_count")
         self._vacuuming = unused > (0 if free < reserve else max(VACUUM_PAGES, pages // (8 if self._vacuuming else 4)))
         size = (pages - unused) * PAGE_BYTES
-        self._too_large = size > self._size_bytes * (0.95 if self._too_large else 1.0)
-        if self._too_large and self._at is None:
+        was_too_large = self._too_large
+        self._excess = size - int(self._size_bytes * 0.95)
+        self._too_large = self._excess > 0 if was_too_large else size > self._size_bytes
+        if self._too_large and not was_too_large:
+            self._begin()
+        elif self._too_large and self._at is None:
             self.full = (
                 f"journal: messages that must be kept take {_mib(size)}, allowed are {_mib(self._size_bytes)}; "
                 "deliver or discard some, or raise retention.size"
@@ -157,22 +163,31 @@ class Upkeep:
     def _sweep(self, first: int, limit: int) -> None:
         """Looks at the next messages, removes those that may go, and finds out whether that was all."""
         tables = self._tables
-        rows: list[tuple[int, int, float]] = tables.execute(
-            "SELECT seq, state, at FROM states WHERE seq >= ? ORDER BY seq LIMIT ?", (first, limit)
+        rows: list[tuple[int, int, float, int]] = tables.execute(
+            "SELECT seq, state, at, length(envelope) + length(body) FROM states JOIN messages USING (seq) "
+            "WHERE seq >= ? ORDER BY seq LIMIT ?",
+            (first, limit),
         ).fetchall()
         oldest = tables.now() - self._age_s
+        excess = self._excess
         gone: list[int] = []
-        for seq, state, at in rows:
+        end = first
+        for seq, state, at, size in rows:
+            if self._too_large and excess <= 0:
+                break
+            end = seq + 1
             if state in (PENDING, DEAD):
                 continue
             if self._too_large or at < oldest:
                 gone.append(seq)
+                excess -= size
             elif self._first_young is None:
                 self._first_young = seq
         self._remove(gone)
-        end = self._at = rows[-1][0] + 1 if rows else first
+        self._at = end
         more_memos = self._forget_memos()
-        if (len(rows) == limit and (gone or self._first_young is None)) or more_memos:
+        more = len(rows) == limit or (bool(rows) and end <= rows[-1][0])
+        if (more and (gone or self._first_young is None)) or more_memos:
             return
         self._from = end if self._first_young is None else self._first_young
         self._at = None
