@@ -111,9 +111,15 @@ async def open_link(
         url, transport_factory=_Sockets(wire, tls, server_name), client_properties={"connection_name": name}
     )
     connection.vhost = vhost
-    with _opening(wire, user=url.user or "", vhost=vhost, within_s=within_s):
-        async with asyncio.timeout(within_s):
-            await connection.connect()
+    try:
+        with _opening(wire, user=url.user or "", vhost=vhost, within_s=within_s):
+            async with asyncio.timeout(within_s):
+                await connection.connect()
+    except BaseException:
+        # Cancelled at the very end of it, the library's connection is open and nobody's.
+        if not connection.is_closed:
+            await _closed(connection.close())
+        raise
     wire.frame_max = connection.connection_tune.frame_max or wire.frame_max
     try:
         async with ends_with(wire.lost):

@@ -8,10 +8,20 @@ import pytest
 
 from gateway import MessageError
 from gateway.testing import SINK_CHECKS, SOURCE_CHECKS, Check, SinkBench, SourceBench, checks_for
-from tests.adapters import contract_inside, contract_stream_sinks, contract_streams
+from tests.adapters import contract_amqp, contract_inside, contract_mqtt, contract_stream_sinks, contract_streams
 
-SOURCES: list[type[SourceBench]] = [*contract_streams.BENCHES, *contract_inside.SOURCES]
-SINKS: list[type[SinkBench]] = [*contract_stream_sinks.BENCHES, *contract_inside.SINKS]
+SOURCES: list[type[SourceBench]] = [
+    *contract_streams.BENCHES,
+    *contract_inside.SOURCES,
+    *contract_mqtt.SOURCES,
+    *contract_amqp.SOURCES,
+]
+SINKS: list[type[SinkBench]] = [
+    *contract_stream_sinks.BENCHES,
+    *contract_inside.SINKS,
+    *contract_mqtt.SINKS,
+    *contract_amqp.SINKS,
+]
 
 
 @pytest.mark.parametrize(
