@@ -28,7 +28,9 @@ class Playground:
 
     def __init__(self, folder: Path, ports: dict[str, int] | None = None) -> None:
         self.folder = folder
-        (folder / ".curlrc").write_text("silent\nshow-error\n")
+        self.python_path = ""
+        """Where Python finds more packages."""
+        (folder / ".curlrc").write_text("silent\n")
         self._ports = {number: str(port) for number, port in (ports or {}).items()}
 
     def put(self, original: Path, name: str | None = None) -> Path:
@@ -65,7 +67,13 @@ class Playground:
             "-c",
             self.mapped(commands),
             cwd=self.folder,
-            env={**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", "CURL_HOME": str(self.folder)},
+            env={
+                **os.environ,
+                "PATH": path,
+                "LC_ALL": "C.UTF-8",
+                "CURL_HOME": str(self.folder),
+                "PYTHONPATH": self.python_path,
+            },
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
