@@ -66,6 +66,7 @@ class Running:
         self.data = f"http://127.0.0.1:{data}"
         self.logged: list[dict[str, Any]] = []
         self._news = asyncio.Condition()
+        self._ended = False
 
     async def read_log(self) -> None:
         assert self.process.stderr is not None
@@ -73,11 +74,22 @@ class Running:
             async with self._news:
                 self.logged.append(json.loads(line) if line.startswith(b"{") else {"event": line.decode()})
                 self._news.notify_all()
+        async with self._news:
+            self._ended = True
+            self._news.notify_all()
 
     async def log(self, event: str, count: int = 1) -> None:
         """Returns once this was logged so often."""
-        async with asyncio.timeout(20), self._news:
-            await self._news.wait_for(lambda: sum(one["event"] == event for one in self.logged) >= count)
+
+        def logged() -> bool:
+            return [one["event"] for one in self.logged].count(event) >= count
+
+        try:
+            async with asyncio.timeout(20), self._news:
+                await self._news.wait_for(lambda: logged() or self._ended)
+        except TimeoutError:
+            raise AssertionError(f"{event!r} was not logged within 20 s, but {self.logged}") from None
+        assert logged(), f"the process ended without {event!r}: {self.logged}"
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
