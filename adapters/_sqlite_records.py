@@ -188,7 +188,7 @@ def trace_of(hops: Sequence[Hop], attempts: Sequence[Attempt]) -> bytes | None:
     kept = [(hop.place, hop.outcome, hop.before, hop.after) for hop in hops[:MAX_ATTEMPTS]] if hops else []
     if kept and sum(len(hop[2] or b"") + len(hop[3] or b"") for hop in kept) > MAX_TRACE_BYTES:
         kept = _within_bounds(kept)
-    tries = [(one.target, one.number, one.at_s, one.took_s, one.error) for one in attempts[-MAX_ATTEMPTS:]]
+    tries = [(one.target, one.number, one.at_s, one.took_s, one.error, one.answer) for one in attempts[-MAX_ATTEMPTS:]]
     try:
         return _encode((kept, tries))
     except UnicodeEncodeError:

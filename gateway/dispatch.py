@@ -17,6 +17,9 @@ from gateway.workers import Workers
 
 log = logging.getLogger("gateway.delivery")
 
+ANSWER_BYTES = 200
+"""How much of a target's answer is kept in the history."""
+
 
 class Dispatch:
     """Runs jobs and parcels of one route. Use it as a context; `begin` and `give` hand over."""
@@ -220,7 +223,7 @@ class Dispatch:
         at_s, began = clock.time(), clock.monotonic()
         failpoint_soon("target.sent")
         try:
-            await target.send(message)
+            reply = await target.send(message)
             failpoint("target.acked")
         except MessageError as error:
             reason, asked_s = Reason(error.code, str(error), error.place or target.name), None
@@ -235,9 +238,8 @@ class Dispatch:
             final = True
         else:
             parcel.attempts += 1
-            await self._done(
-                parcel, "delivered", Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began)
-            )
+            took_s, answer = clock.monotonic() - began, _shown(reply)
+            await self._done(parcel, "delivered", Attempt(target.name, parcel.attempts, at_s, took_s, answer=answer))
             return
         parcel.attempts += 1
         attempt = Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began, reason.text)
@@ -384,3 +386,8 @@ class Dispatch:
     def _forget(self, job: Job, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and done.exception() is None:
             self._left(job)
+
+
+def _shown(reply: Message | None) -> str | None:
+    """The beginning of what a target answered, for the history."""
+    return reply.raw[:ANSWER_BYTES].decode(errors="replace") if reply is not None and reply.raw else None

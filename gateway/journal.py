@@ -50,6 +50,8 @@ class Attempt(Struct, frozen=True):
     took_s: float
     error: str | None = None
     """What went wrong; None: delivered."""
+    answer: str | None = None
+    """The beginning of what the target answered."""
 
 
 class Hop(Struct, frozen=True):

@@ -113,7 +113,9 @@ class Route(Settings):
         "dead_letter", description="what becomes of a message that no target takes"
     )
     to: Targets = Field(min_length=1, description="one target, or a list of them")
-    retry: Retry = Field(Retry(attempts=2), description="how often the calls inside the steps are tried")
+    retry: Retry | None = Field(
+        None, description="how the calls inside the steps are tried; default: as a target's with ack: stored, else once"
+    )
     concurrency: int = Field(16, ge=1, le=10_000, description="sends at once per target")
     expire_after: Duration | None = Field(None, description="after this time since receipt it is not sent any more")
     priority: Expression | None = Field(None, description="0 (normal) to 9: higher ones leave the journal first")

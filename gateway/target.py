@@ -10,7 +10,7 @@ from gateway.config import Configured
 from gateway.errors import MessageError
 from gateway.host import EngineHost, Services
 from gateway.language import Target
-from gateway.layers import Breaker, guarded, limited, measured, retried
+from gateway.layers import Breaker, Retry, guarded, limited, measured, retried
 from gateway.links import Link
 from gateway.message import Message
 from gateway.observe import TargetMeters
@@ -87,7 +87,8 @@ class Inside:
         """A send to a sink that this route holds open, tried as often as the route's `retry` says."""
         meters = self.services.observed.target(self.name, name)
         send = measured(self._link(sink, name).send, meters, self.clock)
-        return retried(send, self.settings.retry, self.clock, self.services.luck, meters)
+        retry = self.settings.retry or (Retry() if self.settings.ack == "stored" else Retry(attempts=1))
+        return retried(send, retry, self.clock, self.services.luck, meters)
 
     def tap(self, sink: Sink, name: str) -> Callable[[Message], None]:
         """A best-effort hand-over: one at a time, dropped and counted when the queue is full or the sink fails."""

@@ -96,6 +96,7 @@ def _attempt(attempt: Attempt) -> Shape:
         number=attempt.number,
         at=rfc3339(attempt.at_s),
         took_s=round(attempt.took_s, 6),
+        answer=attempt.answer,
         error=attempt.error,
     )
 

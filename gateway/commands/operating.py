@@ -149,7 +149,7 @@ def say_detail(found: dict[str, Any]) -> None:
             say(f"{name.replace('_', ' '):<{width}}  {printable(value)}")
     columns = {
         "hops": ["place", "outcome", "before", "after"],
-        "attempts": ["at", "target", "number", "took_s", "error"],
+        "attempts": ["at", "target", "number", "took_s", "error", "answer"],
         "deliveries": ["target", "status", "attempts", "due", "id", "reason"],
     }
     for name, wanted in columns.items():
