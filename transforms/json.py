@@ -39,8 +39,7 @@ class Format(Settings):
         if body.startswith(b"\xef\xbb\xbf"):
             body = body[3:]
         marks = body.translate(None, _NOT_MARKS)
-        colons = marks.count(b":")
-        if len(marks) - colons > limits.json_depth:
+        if len(marks) > limits.json_depth and len(marks) - marks.count(b":") > limits.json_depth:
             _check_depth(body, limits.json_depth)
         if len(body) > limits.json_digits:
             _check_digits(body, limits.json_digits)
@@ -50,8 +49,8 @@ class Format(Settings):
             tree: Tree = _decoder(limits.json_digits).decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, DecimalException) as error:
             _refuse(error, body, limits)
-        if colons > 1 and self.duplicates == "refuse":
-            _check_duplicates(body, tree, colons)
+        if len(marks) > 2 and self.duplicates == "refuse":
+            _check_duplicates(body, tree, marks)
         return tree
 
     def format(self, tree: Tree) -> bytes:
@@ -145,18 +144,18 @@ def _check_strings(body: bytes, limit: int) -> None:
             )
 
 
-def _check_duplicates(body: bytes, tree: Tree, colons: int) -> None:
-    """Writes the tree again and counts colons: only a member that was dropped makes them fewer.
+def _check_duplicates(body: bytes, tree: Tree, marks: bytes) -> None:
+    """Writes the tree again: most bodies come out as they were. Else only a member that was dropped makes colons fewer.
 
     Colons in strings count on both sides, unless they came as an escape: then the names are looked at one by one.
     """
-    if b"\\" not in body or b"\\u00" not in body:
-        try:
-            if _ENCODER.encode(tree).count(b":") == colons:
-                return
-        except (RecursionError, ValueError, TypeError):
-            pass
-    _decode_pairs(body)
+    try:
+        written = _ENCODER.encode(tree)
+    except (RecursionError, ValueError, TypeError):
+        _decode_pairs(body)
+        return
+    if written != body and (b"\\u00" in body or written.count(b":") != marks.count(b":")):
+        _decode_pairs(body)
 
 
 def _decode_pairs(body: bytes) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from gateway.expressions.arithmetic import ORDER, compare
 from gateway.expressions.sandbox import Missing, decimal, get
 from gateway.message import Message, rfc3339
@@ -100,8 +102,9 @@ def _quick_body(keys: list[Any], slow: Run) -> Run:
     if not more:
 
         def one(message: Any, names: Any) -> Any:
+            parsed = message.parsed  # `tree` of one that is there already costs a call
             try:
-                return message.parsed[first]
+                return (message.tree if parsed is UNSET else parsed)[first]
             except UNLUCKY:
                 return slow(message, names)
 
@@ -110,8 +113,9 @@ def _quick_body(keys: list[Any], slow: Run) -> Run:
         (second,) = more
 
         def two(message: Any, names: Any) -> Any:
+            parsed = message.parsed
             try:
-                return message.parsed[first][second]
+                return (message.tree if parsed is UNSET else parsed)[first][second]
             except UNLUCKY:
                 return slow(message, names)
 
@@ -119,7 +123,7 @@ def _quick_body(keys: list[Any], slow: Run) -> Run:
 
     def many(message: Any, names: Any) -> Any:
         try:
-            value = message.parsed
+            value = message.tree
             for key in keys:
                 value = value[key]
         except UNLUCKY:
@@ -214,8 +218,9 @@ def body_against(word: str, key: str | int, constant: int | str, slow: Run) -> R
     apply = ORDER[word]
 
     def run(message: Any, names: Any) -> Any:
+        parsed = message.parsed
         try:
-            return apply(message.parsed[key], constant)
+            return apply((message.tree if parsed is UNSET else parsed)[key], constant)
         except UNLUCKY:
             return slow(message, names)
 
