@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import time
@@ -15,6 +16,8 @@ from typing import Any
 import apsw
 
 from gateway.errors import ConfigError
+
+log = logging.getLogger("gateway.journal")
 
 FILE = "gateway.db"
 LOCK = "gateway.lock"
@@ -195,6 +198,14 @@ def connect(path: Path, cache_kib: int, *, reads_only: bool = False) -> apsw.Con
     pragma("journal_size_limit", 64 << 20)
     pragma("foreign_keys", 0)
     return connection
+
+
+def close(connection: apsw.Connection) -> None:
+    """Closes; what can't be written back now is in the log, and is when it is opened again."""
+    try:
+        connection.close()
+    except apsw.Error as error:
+        log.warning("the journal was not written back at its end", extra={"reason": str(error)})
 
 
 def _version(connection: apsw.Connection, path: Path) -> int:

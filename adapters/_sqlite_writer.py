@@ -32,7 +32,8 @@ AGAIN_S = 0.25
 IDLE_S = 1.0
 """How often an idle writer looks after room and retention."""
 
-APPEND, END, CHANGES, CALL = range(4)
+APPEND, END, CHANGES, CALL, PATIENT_CALL = range(5)
+"""Kinds of operations. A call is a function of the tables; a patient one waits for room as changes do."""
 
 
 class Op:
@@ -49,9 +50,9 @@ class Op:
         self.error: BaseException | None = None
 
     @property
-    def ends(self) -> bool:
-        """Whether it is a change that is kept until there is room: it ends messages rather than bringing some."""
-        return self.kind in (END, CHANGES)
+    def patient(self) -> bool:
+        """Whether it is kept until there is room: it moves messages on rather than bringing some."""
+        return self.kind in (END, CHANGES, PATIENT_CALL)
 
 
 class Writer:
@@ -70,6 +71,8 @@ class Writer:
         self._asleep = False
         self._kicked = False
         self._closing = False
+        self._without_room = False
+        """The last commit found no room: as long as that is so, one is tried now and then."""
         self.broken: str | None = None
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._thread.start()
@@ -86,6 +89,11 @@ class Writer:
             self._kicked = True
             self._loop.call_soon(self._kick)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing new is stored now; None: it is."""
+        return self.broken or self._upkeep.full or (NO_ROOM if self._without_room else None)
+
     def check_room(self) -> None:
         """Raises JournalFullError when nothing new is accepted."""
         if self._upkeep.full is not None:
@@ -98,6 +106,8 @@ class Writer:
         while self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, 1.0)
             self._kick()
+        for op in (*self._kept, *self._waiting):
+            op.error = JournalBrokenError("journal: it was closed before there was room")
         self._answer([*self._kept, *self._waiting])
 
     def _kick(self) -> None:
@@ -128,7 +138,7 @@ class Writer:
         try:
             while not self._closing or self._waiting:
                 batch = self._take()
-                if batch or self._kept:
+                if batch or self._without_room:
                     self._write(batch)
                 if self.broken is None:
                     self._look_after(idle=not batch)
@@ -151,7 +161,7 @@ class Writer:
         return batch
 
     def _sleep(self) -> None:
-        wait_s = AGAIN_S if self._kept else self._upkeep.wait_s(IDLE_S)
+        wait_s = AGAIN_S if self._without_room else self._upkeep.wait_s(IDLE_S)
         if wait_s <= 0:
             return
         self._asleep = True
@@ -168,7 +178,7 @@ class Writer:
         if self.broken is not None:
             self._fail(batch, JournalBrokenError(self.broken))
             return
-        if self._kept:
+        if self._without_room:
             batch = self._write_kept(batch)
             if not batch:
                 return
@@ -186,11 +196,15 @@ class Writer:
         """What waits for room goes first; as long as it finds none, nothing else is written."""
         kept, self._kept = self._kept, []
         self._try(kept)
-        if not self._kept:
+        if not self._without_room:
             return batch
-        self._kept += [op for op in batch if op.ends]
-        self._fail([op for op in batch if not op.ends], JournalFullError(NO_ROOM))
+        self._keep(batch)
         return []
+
+    def _keep(self, batch: Sequence[Op]) -> None:
+        """There is no room: what is patient waits for some, the others are told."""
+        self._kept += [op for op in batch if op.patient]
+        self._fail([op for op in batch if not op.patient], JournalFullError(NO_ROOM))
 
     def _try(self, batch: list[Op]) -> None:
         try:
@@ -200,8 +214,8 @@ class Writer:
                 self._break(error, batch)
                 return
             self._roll_back()
-            self._kept += [op for op in batch if op.ends]
-            self._fail([op for op in batch if not op.ends], JournalFullError(NO_ROOM))
+            self._without_room = True
+            self._keep(batch)
             self._upkeep.look_at_room()
         except (apsw.CorruptError, apsw.NotADBError, apsw.BusyError, apsw.ReadOnlyError, apsw.CantOpenError) as error:
             self._break(error, batch)
@@ -213,7 +227,10 @@ class Writer:
                 self._tell(batch)
                 return
             for op in batch:  # one of them is at fault, and the others must not suffer from it
-                self._try([op])
+                if self._kept:
+                    self._keep([op])
+                else:
+                    self._try([op])
 
     def _commit(self, batch: list[Op]) -> None:
         tables = self._tables
@@ -241,6 +258,7 @@ class Writer:
         failpoint("journal.inside_transaction")
         tables.execute("COMMIT")
         tables.committed()
+        self._without_room = False
         if appends:
             failpoint("journal.committed")
         if len(appends) < len(batch):

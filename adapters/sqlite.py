@@ -24,7 +24,7 @@ from adapters._sqlite_reader import Reader
 from adapters._sqlite_records import CODES, STORED, checksum, envelope_of, id_key, trace_of
 from adapters._sqlite_retention import Upkeep
 from adapters._sqlite_tables import OPEN_DELIVERIES, Tables
-from adapters._sqlite_writer import APPEND, CALL, CHANGES, END, Op, Writer, size_of
+from adapters._sqlite_writer import APPEND, CALL, CHANGES, END, PATIENT_CALL, Op, Writer, size_of
 from gateway.journal import (
     Change,
     Detail,
@@ -66,7 +66,7 @@ async def open_journal(
         stack.enter_context(schema.owned(folder))
         path = folder / schema.FILE
         connection = await asyncio.to_thread(schema.opened, path)
-        stack.callback(connection.close)
+        stack.callback(schema.close, connection)
         time = JournalTime(clock)
         with schema.plain(path):
             tables = Tables(connection, time)
@@ -180,16 +180,16 @@ class SqliteJournal:
             self._writer.put(Op(CHANGES, ready, future, size_of(ready)))
         return future
 
-    def _call(self, change: Callable[[Tables], Any]) -> asyncio.Future[Any]:
+    def _call(self, change: Callable[[Tables], Any], kind: int = CALL) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._writer.put(Op(CALL, change, future))
+        self._writer.put(Op(kind, change, future))
         return future
 
     async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
-        await self._call(lambda tables: claim(tables, messages, deliveries, "claims + 1"))
+        await self._call(lambda tables: claim(tables, messages, deliveries, "claims + 1"), PATIENT_CALL)
 
     async def release(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
-        await self._call(lambda tables: claim(tables, messages, deliveries, "0"))
+        await self._call(lambda tables: claim(tables, messages, deliveries, "0"), PATIENT_CALL)
 
     async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
         wall_s = self._clock.time()
@@ -208,7 +208,7 @@ class SqliteJournal:
     # -- what is asked of it -----------------------------------------------------------------------------------------
 
     def trouble(self) -> str | None:
-        return self._writer.broken or self._upkeep.full
+        return self._writer.trouble
 
     def counts(self) -> Mapping[str, Mapping[State, int]]:
         return self._tables.books()
@@ -235,7 +235,7 @@ class SqliteJournal:
                 lambda connection: reading.stored(connection, number, keys, limit, max_bytes)
             )
             if damaged:
-                await self._call(partial(actions.quarantine_messages, seqs=damaged))
+                await self._call(partial(actions.quarantine_messages, seqs=damaged), PATIENT_CALL)
             if works or not damaged:
                 return works
 
@@ -249,7 +249,7 @@ class SqliteJournal:
                 lambda connection: reading.due(connection, number, keys, limit, self.now())
             )
             if damaged:
-                await self._call(partial(actions.quarantine_deliveries, numbers=damaged))
+                await self._call(partial(actions.quarantine_deliveries, numbers=damaged), PATIENT_CALL)
             if found or not damaged:
                 return found
 

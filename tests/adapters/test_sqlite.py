@@ -173,7 +173,7 @@ async def test_text_that_utf8_can_not_say_does_not_stop_a_message(sqlite: Journa
 # -- what ends ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["delivered", "filtered", "expired", "dead"])
+@pytest.mark.parametrize("state", ["delivered", "filtered", "expired", "dead", "discarded"])
 async def test_a_finished_message_is_counted_and_not_given_out_again(journal: Journal, state: Any) -> None:
     one, other = message("1"), message("2")
     await keep(journal, one, other)
@@ -220,7 +220,12 @@ async def test_claims_are_counted_until_something_happens(journal: Journal) -> N
         await journal.claim("r", [one.id], [])
     works = await journal.stored("r", [], 10, ROOM)
     assert [work.claims for work in works] == [2, 0]
+    await journal.release("r", [one.id], [])
+    assert [work.claims for work in await journal.stored("r", [], 10, ROOM)] == [0, 0]
     await journal.advance("r", [Expanded(one.id, [delivery(one, due_at=0.0)])])
+    await journal.claim("r", [], [(one.id, "a")])
+    await journal.release("r", [], [(one.id, "a")])
+    assert [item.claims for item in await journal.due("r", [], 10)] == [0]
     await journal.claim("r", [], [(one.id, "a")])
     assert [item.claims for item in await journal.due("r", [], 10)] == [1]
     await journal.advance("r", [Attempted(one.id, one.id, "a", "pending", 1, due_at=0.0)])

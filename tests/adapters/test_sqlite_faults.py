@@ -110,13 +110,58 @@ async def test_a_full_disk_refuses_newcomers_and_keeps_what_ends_until_there_is_
             await journal.append("r", message("3"))
         with pytest.raises(JournalFullError):
             await journal.remember("s", "k", "v", 10)
+        assert "no room" in (journal.trouble() or "")
+        claiming = asyncio.ensure_future(journal.claim("r", [one.id], []))
         assert not first.done()
         assert journal.counts()["r"]["stored"] == 2
         disk.heal()
-        await asyncio.wait_for(asyncio.gather(first, second), 5)
+        await asyncio.wait_for(asyncio.gather(first, second, claiming), 5)
         await keep(journal, message("3"))
         assert await bodies(journal) == ["3"]
         assert journal.counts() == {"r": {"stored": 1, "delivered": 1, "pending": 1}}
+
+
+async def test_room_is_noticed_when_nobody_asks(tmp_path: Path, disk: Disk) -> None:
+    async with opened(tmp_path) as journal:
+        disk.fail(apsw.FullError)
+        with pytest.raises(JournalFullError):
+            await journal.append("r", message())
+        assert journal.trouble() is not None
+        disk.heal()
+        await until(lambda: journal.trouble() is None)
+
+
+async def test_what_still_waits_for_room_at_the_end_is_told_so(tmp_path: Path, disk: Disk) -> None:
+    one = message("1")
+    async with opened(tmp_path) as journal:
+        await keep(journal, one)
+        disk.fail(apsw.FullError)
+        waiting = journal.advance("r", [Finished(one.id, "delivered")])
+        await until(lambda: journal.trouble() is not None)
+    with pytest.raises(JournalBrokenError, match="closed"):
+        await waiting
+    disk.heal()
+    async with opened(tmp_path) as journal:
+        assert await bodies(journal) == ["1"]
+
+
+async def test_a_change_that_can_not_be_applied_harms_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = message("1"), message("2")
+    async with opened(tmp_path) as journal:
+        await keep(journal, one, two)
+        wrong = journal.remember("s", "k", "v", "no number")  # type: ignore[arg-type]
+        told = await asyncio.gather(
+            journal.advance("r", [Finished(one.id, "delivered")]),
+            wrong,
+            keep(journal, message("3")),
+            return_exceptions=True,
+        )
+        assert [type(answer) for answer in told] == [type(None), TypeError, type(None)]
+        assert await bodies(journal) == ["2", "3"]
+        assert journal.counts()["r"] == {"stored": 2, "delivered": 1}
+    assert "could not apply" in caplog.text
 
 
 async def test_changes_that_waited_for_room_are_applied_in_their_order(tmp_path: Path, disk: Disk) -> None:
@@ -232,6 +277,7 @@ async def test_nothing_new_is_taken_below_the_reserve_of_the_disk(
             await keep(journal, *(message() for _ in range(2000)))
         with pytest.raises(JournalFullError):
             await journal.append("r", message())
+        assert "free" in (journal.trouble() or "")
         await journal.advance("r", [Finished(one.id, "delivered")])
         monkeypatch.setattr(os, "statvfs", real)
         for _ in range(500):
@@ -240,6 +286,7 @@ async def test_nothing_new_is_taken_below_the_reserve_of_the_disk(
                 break
             except JournalFullError:
                 await asyncio.sleep(0.01)
+        assert journal.trouble() is None
         assert (await bodies(journal, limit=5000))[-1] == "room again"
 
 
