@@ -108,11 +108,15 @@ def _look(config: Config, start: str) -> str:
 
 def _ours(command: str, config: Config) -> str:
     """A command of ours as it works in this folder, installed on the path or not."""
-    program = "gateway" if shutil.which("gateway") else shown_path(Path(sys.argv[0]).absolute())
     path = shown_path(config.path)
-    return " ".join(
-        [shlex.quote(program), command, *([] if path == "routes.yaml" else ["--config", shlex.quote(path)])]
-    )
+    return " ".join([*_program(), command, *([] if path == "routes.yaml" else ["--config", shlex.quote(path)])])
+
+
+def _program() -> list[str]:
+    if shutil.which("gateway"):
+        return ["gateway"]
+    beside = Path(sys.executable).with_name("gateway")
+    return [shlex.quote(shown_path(beside))] if beside.is_file() else [shlex.quote(sys.executable), "-m", "gateway"]
 
 
 def _reached(config: Config, start: str) -> list[str]:

@@ -31,12 +31,15 @@ class Api:
     """Calls of one running gateway. Every call raises PeerError when it is not answered, or answered by a problem."""
 
     def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {token}", "user-agent": "gateway-cli"}
+
+    def _client(self) -> httpx2.Client:
+        """One for each call: what a command asks is little, and nothing stays open."""
         import httpx2
 
-        self.url = url.rstrip("/")
-        headers = {"authorization": f"Bearer {token}", "user-agent": "gateway-cli"}
         # A proxy of the environment is for the outside; the API is on loopback, or behind a proxy that --url names.
-        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        return httpx2.Client(base_url=self.url, headers=self._headers, timeout=TIMEOUT_S, trust_env=False)
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         """The JSON of an answer. Parameters that are None are left out."""
@@ -49,8 +52,8 @@ class Api:
     def call(self, method: str, path: str, query: Mapping[str, Any] | None = None, **more: Any) -> httpx2.Response:
         """An answer that is not a problem."""
         params = {name: value for name, value in (query or {}).items() if value is not None}
-        with self._heard():
-            response = self._client.request(method, path, params=params, **more)
+        with self._heard(), self._client() as client:
+            response = client.request(method, path, params=params, **more)
         self._check(response)
         return response
 
@@ -61,7 +64,11 @@ class Api:
 
         query = {} if route is None else {"route": route}
         timeout = httpx2.Timeout(TIMEOUT_S, read=60.0)  # a heartbeat comes every 15 s
-        with self._heard(), self._client.stream("GET", "/api/v1/events", params=query, timeout=timeout) as response:
+        with (
+            self._heard(),
+            self._client() as client,
+            client.stream("GET", "/api/v1/events", params=query, timeout=timeout) as response,
+        ):
             if response.is_error:
                 response.read()
             self._check(response)
