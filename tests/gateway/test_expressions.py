@@ -22,6 +22,7 @@ from gateway import (
     Settings,
     UrlTemplate,
     derived_id,
+    registry,
 )
 from gateway.expressions import PLACE, plug_filters
 from gateway.expressions.paths import Key, body_against, exact, quick, root
@@ -415,7 +416,7 @@ def _a_lent_filter() -> Iterator[None]:
 
     plug_filters({"hl7": hl7}.get)
     yield
-    plug_filters(lambda name: None)
+    plug_filters(registry._filter)
 
 
 @pytest.mark.usefixtures("_a_lent_filter")
