@@ -20,10 +20,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ErrorType
 
 from gateway.documents import shown_value
-from gateway.errors import ConfigError, MessageError
+from gateway.errors import ConfigError
 from gateway.expressions import plug_filters
-from gateway.limits import Limits
-from gateway.message import Formats, Tree
 from gateway.ports import Format
 from gateway.settings import Loading, Settings
 
@@ -378,60 +376,6 @@ def _imported(name: str, word: str) -> ModuleType:
             f"{word} needs the package {error.name}, which is not installed; "
             f"install it with: pip install 'interchange-gateway[{extra}]'"
         ) from error
-
-
-# Which format a content type means, so that a format is imported only when a body of its type is first read.
-_BY_CONTENT_TYPE = {
-    "application/json": "json",
-    "text/json": "json",
-    "application/xml": "xml",
-    "text/xml": "xml",
-    "text/plain": "text",
-    "application/x-www-form-urlencoded": "form",
-    "text/csv": "csv",
-    "application/msgpack": "msgpack",
-    "application/vnd.msgpack": "msgpack",
-    "application/x-msgpack": "msgpack",
-    "application/hl7-v2": "hl7",
-    "x-application/hl7-v2+er7": "hl7",
-}
-_BY_SUFFIX = {"+json": "json", "+xml": "xml"}
-
-
-class _Formats:
-    """The formats by content type, with one route's limits; each is imported and made on first use."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._made: dict[str, Format] = {}
-
-    def parse(self, body: bytes, content_type: str) -> Tree:
-        known = self._made.get(content_type) or self._find(content_type)
-        return known.parse(body, content_type, self.limits)
-
-    def format(self, tree: Tree, content_type: str) -> bytes:
-        known = self._made.get(content_type) or self._find(content_type)
-        return known.format(tree)
-
-    def _find(self, content_type: str) -> Format:
-        media_type = content_type.partition(";")[0].strip().lower()
-        word = _BY_CONTENT_TYPE.get(media_type) or _BY_SUFFIX.get(media_type[media_type.rfind("+") :])
-        if word is None:
-            raise MessageError(
-                f"body: no format reads {content_type!r}; known are {', '.join(sorted(_BY_CONTENT_TYPE))}; "
-                "say content_type: at the source if it is one of these",
-                code="unsupported",
-            )
-        found = component("Format", word)()
-        assert isinstance(found, Format)
-        if len(self._made) < 100:  # peers choose content types: don't let them fill the memory with parameters
-            self._made[content_type] = found
-        return found
-
-
-def formats_with(limits: Limits) -> Formats:
-    """All formats, by content type, that keep to these limits."""
-    return _Formats(limits)
 
 
 def _filter(name: str) -> Callable[..., Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.config import Configured
 from gateway.errors import MessageError
+from gateway.formats import formats_with
 from gateway.host import EngineHost, Services
 from gateway.language import Target
 from gateway.layers import Breaker, Retry, guarded, limited, measured, retried
@@ -16,7 +17,6 @@ from gateway.message import Message
 from gateway.observe import TargetMeters
 from gateway.path import Path, Pattern
 from gateway.ports import Clock, Send, Sink, Step
-from gateway.registry import formats_with
 from gateway.workers import Workers
 
 TAP_QUEUE = 1000

@@ -15,12 +15,12 @@ from gateway.checks import steps_of
 from gateway.clock import SystemClock
 from gateway.config import Config
 from gateway.errors import ConfigError, MessageError, PeerError
+from gateway.formats import formats_with
 from gateway.limits import Limits
 from gateway.message import Formats, Principal
 from gateway.path import word_of
 from gateway.patterns import Call, Tap
 from gateway.ports import Clock, Credentials, Shared
-from gateway.registry import formats_with
 from gateway.settings import Address, ClientTls
 from gateway.tls import client_context
 from gateway.whereabouts import address_of, label, where

@@ -104,9 +104,9 @@ def evaluate(
 
 
 def _message(body: Path | None, content_type: str | None, headers: list[str], transport: list[str]) -> Message:
+    from gateway.formats import formats_with
     from gateway.limits import Limits
     from gateway.message import Message
-    from gateway.registry import formats_with
 
     facts: dict[str, Any] = dict(_pair(fact, "=") for fact in transport)
     return Message(

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from gateway.clock import SystemClock
 from gateway.errors import MessageError
+from gateway.formats import formats_with
 from gateway.limits import Limits
 from gateway.message import Accepted, Formats, Message, Outcome, Principal
 from gateway.ports import Clock, Credentials, Deliver, Send, Shared, Sink, Source
-from gateway.registry import formats_with
 
 T = TypeVar("T")
 

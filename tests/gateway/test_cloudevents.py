@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.cloudevents import STRUCTURED, from_http, from_json, is_event, sender_id, to_http_headers, to_json
 from gateway.errors import MessageError
+from gateway.formats import formats_with
 from gateway.limits import Limits
 from gateway.message import Formats, Message, new_id
-from gateway.registry import formats_with
 
 # The events of section 3.2 of the JSON format, and 3.1.4 of the HTTP binding, of CloudEvents 1.0.2. The binary one
 # shows no real base64 there.

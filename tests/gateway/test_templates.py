@@ -23,7 +23,7 @@ from gateway import (
     UrlTemplate,
     derived_id,
 )
-from gateway.registry import formats_with
+from gateway.formats import formats_with
 
 BODY: dict[str, Any] = {
     "id": "A1",

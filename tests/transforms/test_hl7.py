@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway import Limits, MessageError
-from gateway.registry import formats_with
+from gateway.formats import formats_with
 from transforms.hl7 import Format, filters, hl7, hl7_time
 
 BODY = "\r".join(
