@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway import Expression, Message
+from gateway.formats import formats_with
 from gateway.limits import Limits
-from gateway.registry import formats_with
 from tests.documents import Block, Walk, blocks, check_yaml, pages, recipe
 from tests.playground import ROOT
 
