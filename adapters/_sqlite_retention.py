@@ -148,8 +148,7 @@ class Upkeep:
 
     def _work(self) -> None:
         if self._at is None:
-            self._tables.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-            self.look_at_room()
+            self._give_back()
             return
         tables = self._tables
         tables.execute("BEGIN IMMEDIATE")
@@ -159,6 +158,15 @@ class Upkeep:
         tables.committed()
         if self._too_large:
             self.look_at_room()
+
+    def _give_back(self) -> None:
+        """Gives some unused pages back to the disk."""
+        pragma = self._tables.connection.pragma
+        before = pragma("freelist_count")
+        self._tables.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+        if pragma("freelist_count") >= before:
+            self._resume_at = time.monotonic() + LOOK_S
+        self.look_at_room()
 
     def _sweep(self, first: int, limit: int) -> None:
         """Looks at the next messages, removes those that may go, and finds out whether that was all."""
