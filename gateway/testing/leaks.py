@@ -10,6 +10,8 @@ from typing import Any
 
 from gateway.testing.fakes import until
 
+LEFT_S = 2.0
+"""How long what was stopped may take to be gone."""
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -44,6 +46,6 @@ async def nothing_left(then: Callable[[], Awaitable[None]] = _nobody) -> AsyncIt
         return {task for task in asyncio.all_tasks() - tasks if not task.done()} | (_sockets() - sockets)
 
     try:
-        await until(lambda: not left(), timeout_s=2.0)
+        await until(lambda: not left(), timeout_s=LEFT_S)
     except AssertionError:
         raise AssertionError(f"left behind: {left()}") from None
