@@ -11,7 +11,7 @@ import pytest
 
 from adapters._listener import Listener
 from adapters._request import Refusal, Request, header_lines
-from gateway import ConfigError, PeerError
+from gateway import ConfigError
 from gateway.settings import ListenAt
 from gateway.testing import FakeHost, ManualClock, until
 from tests.adapters.raw_http import HERE, Kept, Peer, listener, peer, post
