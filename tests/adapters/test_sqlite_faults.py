@@ -530,19 +530,40 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
             time.sleep(luck.uniform(0.05, 0.3))
             child.send_signal(signal.SIGKILL)
             child.wait()
-        lines = said.read_text().split("\n")[1:-1]
-        promised.update((name, state) for state, name in (line.split() for line in lines))
-        async with opened(tmp_path / "data") as journal:
-            rows = await journal.browse(Filter(), None, 1_000_000)
-            states = {row.id: row.state for row in rows}
-            assert len(promised) > 20
-            assert [name for name in promised if name not in states] == []
-            worse = [name for name, state in promised.items() if ORDER[states[name]] < ORDER[state]]
-            assert worse == []
-            books = journal.counts()["r"]
-            assert {state: n for state, n in books.items() if n} == {
-                state: list(states.values()).count(state) for state in set(states.values())
-            }
+        promised.update(_promised(said))
+        await _keeps(tmp_path / "data", promised)
+    assert len(promised) > 20
+
+
+@pytest.mark.parametrize("name", ["inside_transaction", "committed", "marked", "dead_letter", "checkpoint"])
+async def test_a_kill_at_any_point_of_the_journal_loses_nothing(tmp_path: Path, name: str) -> None:
+    said = tmp_path / "said"
+    count = 2 if name == "checkpoint" else 50
+    armed = {**os.environ, "GATEWAY_FAILPOINTS": f"journal.{name}=kill:{count}"}
+    with said.open("wb") as out:
+        child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path / "data")], stdout=out, env=armed, timeout=30)
+    assert child.returncode == -signal.SIGKILL
+    promised = _promised(said)
+    assert len(promised) > 20
+    await _keeps(tmp_path / "data", promised)
+
+
+def _promised(said: Path) -> dict[str, str]:
+    lines = said.read_text().split("\n")[1:-1]
+    return {name: state for state, name in (line.split() for line in lines)}
+
+
+async def _keeps(folder: Path, promised: dict[str, str]) -> None:
+    """Makes sure that all that was promised is there, and that the books are right."""
+    async with opened(folder) as journal:
+        rows = await journal.browse(Filter(), None, 1_000_000)
+        states = {row.id: row.state for row in rows}
+        assert [name for name in promised if name not in states] == []
+        assert [name for name, state in promised.items() if ORDER[states[name]] < ORDER[state]] == []
+        books = journal.counts()["r"]
+        assert {state: n for state, n in books.items() if n} == {
+            state: list(states.values()).count(state) for state in set(states.values())
+        }
 
 
 def test_a_read_only_folder_is_a_sentence(tmp_path: Path) -> None:
