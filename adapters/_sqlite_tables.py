@@ -88,7 +88,6 @@ class Tables:
         """By route and state, as committed. Read by other threads: never changed in place but key by key."""
         self.clock_s = 0.0
         """Journal time as last persisted."""
-        self.urgent: dict[int, int] = {}
         self.ended_from: float = 0
         """The first of the messages that became final since retention last began to look."""
         self._next = 1
