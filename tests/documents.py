@@ -20,7 +20,8 @@ import signal
 import sys
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -102,21 +103,27 @@ class Walk:
             self.place.put(original, str(original.relative_to(ROOT)))
         (folder / ".venv").symlink_to(sys.prefix)
 
-    async def through(self, page: str, serving: str | None = None) -> None:
-        """Does what the page says. serving: what runs in the terminal from the start.
+    @asynccontextmanager
+    async def serving(self, command: str | None) -> AsyncIterator[None]:
+        """The command in the terminal, once it runs; the last command of the terminal is ended with the context."""
+        try:
+            if command is not None:
+                await self._start_terminal(Block(command, 0, "sh", ["terminal"], command), None)
+            yield
+        finally:
+            await self._end_terminal()
+
+    async def through(self, page: str, command: str | None = None) -> None:
+        """Does what the page says. command: what runs in the terminal from the start.
 
         Raises:
             AssertionError: something printed is not what the page shows.
         """
         found = blocks(page)
-        try:
-            if serving is not None:
-                await self._start_terminal(Block(page, 0, "sh", ["terminal"], serving), None)
+        async with self.serving(command):
             for block, after in zip_longest(found, found[1:]):
                 expected = after.text if after is not None and after.language == "text" else None
                 await self._do(block, expected)
-        finally:
-            await self._end_terminal()
 
     async def _do(self, block: Block, expected: str | None) -> None:
         if block.language == "yaml" and block.words:

@@ -34,6 +34,7 @@ KNOWN: dict[str, set[str] | None] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TOURS)
 async def test_a_tour_works_as_written(page: str, tmp_path: Path) -> None:
     await Walk(tmp_path).through(page, SERVED.get(page))

@@ -16,13 +16,14 @@ from adapters import mqtt
 from adapters.memory import box
 from gateway import Message, TopicTemplate
 from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
+from tests.documents import Walk
 from tests.playground import ROOT, Playground, to_paste
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 NEED_A_BROKER = {"from-mqtt", "to-mqtt", "from-amqp", "to-amqp", "mqtt-to-amqp", "websocket-to-mqtt"}
 """Run in tests/brokers/test_examples.py."""
 NEED_THE_API = {"from-rest"}
-"""Run in test_docs.py, which starts the whole process."""
+"""Run as a whole process."""
 
 Stimulus = Callable[[Playground], Awaitable[str]]
 
@@ -177,9 +178,9 @@ SEEN: dict[str, Seen] = {
         },
     ),
     "pattern-tap": Seen(("202",), {"var/orders.jsonl": '{"id":"A1","checked":true}\n'}, ("seen A1",)),
-    "pattern-try": Seen(("202",), {"var/orders.jsonl": '{"id":"A1","qty":null,"problem":"no number: two"}\n'}),
+    "pattern-try": Seen(("202",), {"var/orders.jsonl": '{"id":"A1","qty":null,"problem":"refused"}\n'}),
     "route-ack": Seen(("202", "202", "200 OK", '"stock": 25'), {"var/orders.jsonl": '{"id": "A1"}\n{"id": "A2"}\n'}),
-    "route-dead-letter": Seen((), {"var/dead.jsonl": '{"id": "A1"}\n'}),
+    "route-dead-letter": Seen(("202",), {"var/dead.jsonl": '{"id": "A1", "qty": "two"}\n'}),
     "route-limits": Seen(("413",)),
     "route-match": Seen(("202", "202", "202"), log=("big A1", "swiss A1", "big A2")),
     "route-order-by": Seen(
@@ -252,6 +253,23 @@ def arrived(place: Playground, name: str, content: str) -> bool:
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [vars(record).get("text", "") for record in caplog.records if record.name == "gateway.messages"]
+
+
+async def test_the_api_takes_messages_of_a_route(tmp_path: Path) -> None:
+    walk = Walk(tmp_path)
+    async with walk.serving("gateway run examples/from-rest.yaml"):
+        printed = await walk.place.sh(pasted("from-rest"))
+        assert re.search(r"202 Accepted.*\{\"id\":", printed, re.DOTALL), printed
+        await until(lambda: '"text":"hello"' in walk.terminal and '"text":"hello again"' in walk.terminal)
+
+
+async def test_a_folder_of_files_runs_as_one(tmp_path: Path) -> None:
+    walk = Walk(tmp_path)
+    async with walk.serving("gateway run examples/folder"):
+        await walk.place.sh(
+            "curl -H 'content-type: application/json' -d '{\"id\": \"A1\"}' http://127.0.0.1:8081/orders"
+        )
+        await until(lambda: '"text":"A1"' in walk.terminal)
 
 
 def test_every_example_is_run_by_a_test() -> None:
