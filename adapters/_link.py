@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from adapters._sockets import facts, prepare
@@ -221,6 +221,16 @@ class Link(asyncio.Protocol):
         return not left or (left <= WINDOW // 2 and self._intake.taken < self._intake.most_taken)
 
     # Answering
+
+    def say(self, answer: bytes) -> None:
+        """Writes something more, framed, behind the answers of all that was taken so far; not once it is closing."""
+        if not self.lost.done() and not self._ending:
+            self._slots.append(Slot(self, None, answer))
+            self.advance()
+
+    def later(self, answer: Awaitable[bytes]) -> None:
+        """Says something once it is known. Forgotten when the source stops."""
+        self._intake.later(self, answer)
 
     def advance(self) -> None:
         """An answer is there: writes all whose turn it is."""

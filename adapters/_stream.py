@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -79,6 +79,8 @@ class Intake:
         self.taken = 0
         """Messages handed over and not yet settled."""
         self.most_taken = 2 * host.limits.in_flight
+        self._tasks = asyncio.TaskGroup()
+        self._later: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()  # set when nothing is taken any more; whoever waits for it clears it first
         self._deliver = deliver
         self._workers = Workers(self._work, count=host.limits.in_flight, name=f"{host.route}:from")
@@ -131,13 +133,27 @@ class Intake:
     @asynccontextmanager
     async def _taking(self) -> AsyncIterator[None]:
         """Takes messages for as long as the context lasts. Then links are closed, answered as far as they are."""
-        async with self._workers, asyncio.TaskGroup() as tasks:
-            sweeping = tasks.create_task(self._sweep(), name=f"{self.host.route}:sweep")
+        async with self._workers, asyncio.TaskGroup() as self._tasks:
+            sweeping = self._tasks.create_task(self._sweep(), name=f"{self.host.route}:sweep")
             try:
                 yield
             finally:
                 sweeping.cancel()
+                for waiting in self._later:
+                    waiting.cancel()
                 await self._close_links()
+
+    def later(self, link: Link, answer: Awaitable[bytes]) -> None:
+        """Says something on a link once it is known."""
+        task = self._tasks.create_task(self._said_later(link, answer), name=f"{self.host.route}:later")
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def _said_later(self, link: Link, answer: Awaitable[bytes]) -> None:
+        try:
+            link.say(await answer)
+        except Exception:  # one link's answer must not end the source that serves them all
+            log.exception("answer failed", extra={"route": self.host.route})
 
     def put(self, slot: Slot) -> None:
         """Hands over."""

@@ -39,6 +39,11 @@ _ALL_OF_IT = 2**31
 _HEAD = 4096
 """Bytes of an unfinished frame in which its header is looked for."""
 
+APPLICATION_S = 300.0
+"""How long the delivery of a stored message is waited for before its application acknowledgement is given up."""
+MOST_WAITING = 1000
+"""Application acknowledgements of one source that wait at once; more are not sent, and counted."""
+
 
 class Codes(Settings):
     """What a sender hears when its message did not pass: AE (an error in it) or AR (not now, or not here)."""
@@ -53,8 +58,8 @@ class Source(Settings):
 
     Each is acknowledged in the order of receipt, once the route has it: AA, or what `codes` says. A sender that asks
     for enhanced mode gets CA, CE or CR as its MSH-15 asks, and then an application acknowledgement as its MSH-16
-    asks. Both come when the route answers: with `ack: delivered` or `ack: reply` the second one says delivered; with
-    `ack: stored` it says, as AA does in original mode, that the message is safe with the gateway. With `ack: reply`
+    asks. With `ack: stored` the first comes at the commit, the second once the message is delivered (AA) or dead (AE),
+    within five minutes or not at all; with `ack: delivered` and `ack: reply` both come then. With `ack: reply`
     an HL7 body that the target answered is the acknowledgement, as it is; another one is AA, or AE or AR by its status.
 
     `message.type` is MSH-9 such as `ADT^A01`, `message.sender_id` is MSH-10. A frame with several messages is one
@@ -121,6 +126,7 @@ class _Talk:
         self._content_type = HL7 if settings.charset is None else f"{HL7}; charset={codec(settings.charset)}"
         self._host = host
         self._frame = Mllp(max_frame_bytes=_ALL_OF_IT).frame
+        self._waiting = 0
 
     def framer(self) -> Framer:
         return _Frames(max_frame_bytes=self._host.limits.message)
@@ -143,7 +149,30 @@ class _Talk:
     def answer(self, message: Message, outcome: Outcome, link: Link) -> bytes:
         header = read_header(message.raw or b"")
         code, text, reply = self._said(outcome)
+        if header is not None and isinstance(outcome, Accepted) and outcome.stored and self._waits(header):
+            if self._waiting < MOST_WAITING:
+                link.later(self._application(header, message.id))
+            else:
+                self._host.dropped(1, "application acknowledgement")
+            commit = _asks(header, 15, good=True)
+            return self._frame(acknowledge(header, "CA", ack_id(message.id), text)) if commit else b""
         return self._written(header, code, message.id, text, reply)
+
+    def _waits(self, header: Header) -> bool:
+        """Whether the sender asks for an application acknowledgement, which says more than that we have it."""
+        return self._enhanced and header.enhanced and (_asks(header, 16, good=True) or _asks(header, 16, good=False))
+
+    async def _application(self, header: Header, message_id: str) -> bytes:
+        """The application acknowledgement: AA once delivered, AE once it is dead; nothing when that takes too long."""
+        self._waiting += 1
+        try:
+            outcome = await self._host.settled(message_id, APPLICATION_S)
+        finally:
+            self._waiting -= 1
+        if outcome is None or not _asks(header, 16, good=isinstance(outcome, Accepted)):
+            return b""
+        code, text, _ = self._said(outcome)
+        return self._frame(acknowledge(header, code, ack_id(new_id()), text))
 
     def refusal(self, error: MessageError, link: Link) -> bytes:
         framer = link.framer
@@ -183,14 +212,19 @@ class _Talk:
         if header is None or not self._enhanced or not header.enhanced:
             return frame(reply if reply is not None else acknowledge(header, code, ack_id(own_id), text))
         good = code == "AA"
-        commit = header.field(15).strip().upper() in ((b"AL", b"SU") if good else (b"AL", b"ER"))
+        commit = _asks(header, 15, good=good)
         said = frame(acknowledge(header, f"C{code[1]}", ack_id(own_id), text)) if commit else b""
         # A message that was not committed has no application acknowledgement: 2.9.3.1.
         if good or not commit:
             taken = good and (reply is None or (answer := read_answer(reply)) is None or answer.code[1:] == "A")
-            if header.field(16).strip().upper() in ((b"AL", b"SU") if taken else (b"AL", b"ER")):
+            if _asks(header, 16, good=taken):
                 said += frame(reply if reply is not None else acknowledge(header, code, ack_id(new_id()), text))
         return said
+
+
+def _asks(header: Header, field: int, *, good: bool) -> bool:
+    """Whether MSH-15 or MSH-16 asks for an acknowledgement of this kind. HL7 table 0155."""
+    return header.field(field).strip().upper() in ((b"AL", b"SU") if good else (b"AL", b"ER"))
 
 
 class Rejected(Settings):

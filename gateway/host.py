@@ -11,14 +11,17 @@ from typing import TypeVar
 
 from gateway.clock import SystemClock
 from gateway.errors import MessageError
-from gateway.journal import Journal
+from gateway.journal import FINAL, Journal
 from gateway.limits import Limits
 from gateway.links import Shares
-from gateway.message import Formats, Principal
+from gateway.message import Accepted, Formats, Outcome, Principal, Refused
 from gateway.observe import Observed
 from gateway.ports import Clock, Credentials, Shared
 
 T = TypeVar("T")
+
+FIRST_LOOK_S, MOST_LOOK_S = 0.02, 2.0
+"""How soon, and how rarely, the journal is asked what became of a message."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,24 @@ class EngineHost:
     async def identify(self, credentials: Credentials) -> Principal:
         """Nobody is known yet: components that take credentials check them by their own settings."""
         raise MessageError("identity: no identities are configured; remove the credentials", code="unauthenticated")
+
+    async def settled(self, message_id: str, wait_s: float) -> Outcome | None:
+        """What became of a stored message, looked up at growing intervals."""
+        deadline = self.clock.monotonic() + wait_s
+        pause_s = FIRST_LOOK_S
+        while True:
+            detail = await self._services.journal.find(message_id)
+            if detail is None:
+                return None
+            row = detail.row
+            if row.state in ("delivered", "filtered"):
+                return Accepted(message_id)
+            if row.state in FINAL:
+                return Refused(message_id, row.reason.text if row.reason else f"it is {row.state}")
+            if self.clock.monotonic() >= deadline:
+                return None
+            await self.clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, MOST_LOOK_S)
 
     def dropped(self, count: int, why: str) -> None:
         """Counts what an at-most-once component had to let go."""

@@ -232,6 +232,8 @@ class Accepted(Struct, frozen=True):
     id: str
     reply: Message | None = None
     """What the target answered, with `ack: reply`."""
+    stored: bool = False
+    """It is in the journal, and its delivery follows; `Host.settled` says what became of it."""
 
 
 class Refused(Struct, frozen=True):

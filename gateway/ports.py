@@ -102,6 +102,13 @@ class Host(Protocol):
         """
         ...
 
+    async def settled(self, message_id: str, wait_s: float) -> Outcome | None:
+        """What became of a stored message: Accepted once every target has it, Refused once it is dead or expired.
+
+        None: neither within that many seconds.
+        """
+        ...
+
     def dropped(self, count: int, why: str) -> None:
         """Counts messages that an at-most-once component had to let go; `why` is a constant word such as "full"."""
         ...

@@ -303,7 +303,7 @@ class Route:
             failpoint_soon("ack.sent")
             if self._delivering is not delivering and self._delivering is not None:
                 self._delivering.poke()  # the route was paused meanwhile: nobody else tells the new one
-            return Accepted(message.id)
+            return Accepted(message.id, stored=True)
         reply = await self._delivered(message)
         return Accepted(message.id, reply if settings.ack == "reply" else None)
 

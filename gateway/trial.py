@@ -17,7 +17,7 @@ from gateway.config import Config
 from gateway.errors import ConfigError, MessageError, PeerError
 from gateway.formats import formats_with
 from gateway.limits import Limits
-from gateway.message import Formats, Principal
+from gateway.message import Formats, Outcome, Principal
 from gateway.path import word_of
 from gateway.patterns import Call, Tap
 from gateway.ports import Clock, Credentials, Shared
@@ -126,6 +126,10 @@ class _Host:
 
     async def identify(self, credentials: Credentials) -> Principal:
         raise MessageError("identity: nobody is known here", code="unauthenticated")
+
+    async def settled(self, message_id: str, wait_s: float) -> Outcome | None:
+        """Nothing is stored here."""
+        return None
 
     def dropped(self, count: int, why: str) -> None:
         """A trial hands nothing over, so nothing is dropped."""

@@ -97,6 +97,7 @@ class FakeHost:
         self.clock: Clock = clock or SystemClock()
         self.formats: Formats = formats_with(self.limits)
         self.drops: dict[str, int] = {}
+        self.outcomes: dict[str, Outcome | None] = {}
         self._principals = principals or {}
         self._open: dict[object, tuple[Any, AsyncExitStack, int]] = {}
 
@@ -121,6 +122,10 @@ class FakeHost:
             return self._principals[credentials.username, credentials.password]
         except KeyError:
             raise MessageError("identity: these credentials are not known here", code="unauthenticated") from None
+
+    async def settled(self, message_id: str, wait_s: float) -> Outcome | None:
+        """What the test says in `outcomes` became of this message; nothing said: it was delivered."""
+        return self.outcomes.get(message_id, Accepted(message_id))
 
     def dropped(self, count: int, why: str) -> None:
         self.drops[why] = self.drops.get(why, 0) + count

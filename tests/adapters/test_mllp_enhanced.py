@@ -81,3 +81,26 @@ async def test_a_target_that_answers_with_an_error_is_heard_by_who_asked_for_err
         peer.send(framed(adt(modes=f"|||AL|{application}")) + framed(b"end"))
         answers = [*((code, "MSG1") for code in codes), ("AR", "")]
         assert await peer.codes(len(answers)) == answers
+
+
+async def test_a_stored_message_has_its_application_acknowledgement_once_it_is_delivered_or_dead() -> None:
+    settled: dict[str, Outcome | None] = {}
+
+    def outcome(message: Message) -> Outcome:
+        ends = {"GOOD": Accepted(message.id), "DEAD": Refused(message.id, "the target refused it"), "LATE": None}
+        settled[message.id] = ends.get(message.sender_id or "")
+        return Accepted(message.id, stored=True)
+
+    async with talking(outcome) as (peer, _, host):
+        host.outcomes = settled
+        for name in ("GOOD", "DEAD", "LATE"):
+            peer.send(framed(adt(name, modes="|||AL|AL")))
+        assert sorted(await peer.codes(5)) == [
+            ("AA", "GOOD"), ("AE", "DEAD"), ("CA", "DEAD"), ("CA", "GOOD"), ("CA", "LATE"),
+        ]  # fmt: skip
+
+
+async def test_a_stored_message_whose_sender_wants_no_more_has_its_commit_acknowledgement_alone() -> None:
+    async with talking(lambda message: Accepted(message.id, stored=True)) as (peer, _, _):
+        peer.send(framed(adt("ONE", modes="|||AL|NE")) + framed(adt("TWO", modes="")))
+        assert await peer.codes(2) == [("CA", "ONE"), ("AA", "TWO")]
