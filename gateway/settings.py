@@ -100,6 +100,7 @@ def _address(text: object) -> Address:
             and host
             and port.isascii()
             and port.isdigit()
+            and len(port) <= 5
             and int(port) <= 65535
             and (bracketed or ":" not in host)
         ):
@@ -120,14 +121,20 @@ Secret = SecretStr
 
 
 def _in_folder(path: Path, info: ValidationInfo) -> Path:
-    return loading(info).folder / path.expanduser()
+    try:
+        return loading(info).folder / path.expanduser()
+    except RuntimeError as error:  # ~somebody who is not there
+        raise ValueError(f"{path}: there is no such home folder; write the whole path") from error
 
 
 def _exists(path: Path, info: ValidationInfo) -> Path:
     whole = _in_folder(path, info)
     if not whole.is_file():
         raise ValueError(f"no such file: {path}; relative paths start at the folder of the file that names them")
-    loading(info).files[whole] = hashlib.sha256(whole.read_bytes()).hexdigest()
+    try:
+        loading(info).files[whole] = hashlib.sha256(whole.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}; may this process read it?") from error
     return whole
 
 
@@ -142,6 +149,10 @@ def _url(schemes: tuple[str, ...]) -> Any:
         parts = urlsplit(text)
         if parts.username is not None or parts.password is not None:
             raise ValueError("a URL holds no user and password: write them as username: and password:")
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError(f'expected a port of 65535 at most in the URL, got "{text}"') from None
         if parts.scheme not in schemes or not parts.hostname:
             raise ValueError(f'expected a URL such as {schemes[0]}://host/…, got "{text}"')
         return text
