@@ -47,6 +47,8 @@ class Delivering:
         """Messages were stored, and not taken into memory, since the journal was last asked for some."""
         self._unspilled = 0
         """How often memory has caught up with the journal."""
+        self._unheard = 0
+        """Messages that are being stored while nobody waits for it any more: only the journal can give them out."""
         self._recount = True
         """Deliveries in the journal may have become others than this knows of."""
         self._held: deque[Work] = deque()
@@ -97,7 +99,12 @@ class Delivering:
             JournalFullError, JournalBrokenError: it is not stored.
         """
         spilled, unspilled = self._spilled, self._unspilled
-        if not await self._journal.append(self._route, message):
+        try:
+            new = await self._journal.append(self._route, message)
+        except asyncio.CancelledError:
+            self._forsaken()
+            raise
+        if not new:
             return
         self._meters.stored += 1
         message.forget_tree()
@@ -106,6 +113,19 @@ class Delivering:
             self._wake.set()
         elif message.id not in self._jobs:
             self._take(Job(message))
+
+    def _forsaken(self) -> None:
+        """Nobody waits for a commit any more, which goes on all the same: the message is looked for behind it."""
+        self._unheard += 1
+        self._spilled = True
+        self._journal.advance(self._route, []).add_done_callback(self._committed)
+
+    def _committed(self, done: asyncio.Future[None]) -> None:
+        self._unheard -= 1
+        if not done.cancelled():
+            done.exception()  # a journal that is broken tells it to everybody
+        self._spilled = self._more = True
+        self._wake.set()
 
     def _room(self, message: Message) -> bool:
         if self._dispatch.stopping or len(self._jobs) >= self._limits.in_memory:
@@ -144,6 +164,8 @@ class Delivering:
                 self._wake.clear()
                 if self._recount:
                     self._recount = False
+                    self._dispatch.moved = set()
+                    await self._journal.advance(self._route, [])  # what was handed over is counted as well
                     self._dispatch.count_parked(await self._journal.lanes(self._route))
                 if not self._dispatch.stopping:
                     await self._load_due()
@@ -177,7 +199,7 @@ class Delivering:
         known = [*self._jobs, *(work.message.id for work in self._held)]
         works = await self._journal.stored(self._route, known, min(room, BATCH), room_bytes)
         if not works:
-            if not self._more and not self._held:
+            if not (self._more or self._held or self._unheard):
                 self._spilled = False
                 self._unspilled += 1
             return

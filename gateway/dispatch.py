@@ -44,6 +44,8 @@ class Dispatch:
         """Parcels in memory by lane; the first is sent."""
         self.parked: dict[Lane, int] = {}
         """How many parcels of a lane are in the journal, not in memory: while there are any, others queue up there."""
+        self.moved: set[Lane] | None = None
+        """Lanes of which something was written, parked or ended while they are being counted; None: they are not."""
         self._behind: dict[str, list[Job]] = {}
         """By key: jobs whose steps wait for those of the job before them."""
         self._steps: Workers[Job] = Workers(self._run, count=self._settings.concurrency, name=f"{self._route}:steps")
@@ -164,21 +166,36 @@ class Dispatch:
     # -- lanes and sends -------------------------------------------------------------------------------------------
 
     def give(self, parcel: Parcel) -> None:
-        """Takes on a parcel that the journal gave out. Its lane, if it has one, has nothing in memory."""
+        """Takes on a parcel that the journal gave out."""
         self.busy.add(parcel.name)
-        if parcel.lane is not None:
-            self._lanes.setdefault(parcel.lane, []).append(parcel)
+        lane = parcel.lane
+        if lane is not None:
+            waiting = self._lanes.setdefault(lane, [])
+            waiting.append(parcel)
+            if len(waiting) > 1:
+                return  # it was replayed while others of its lane are in memory
         self._senders[parcel.target].put(parcel)
 
     def count_parked(self, pending: Mapping[Lane, int]) -> None:
-        """Takes over how many parcels of each lane the journal has pending."""
-        for lane, count in pending.items():
+        """Takes over how many parcels of each lane the journal has pending.
+
+        Lanes that moved while it was asked may have more than it knew of, and are better thought to have too many:
+        then the next ones go through the journal, while with too few they would overtake.
+        """
+        for lane in {*pending, *self.parked}:
             here = sum(1 for parcel in self._lanes.get(lane, ()) if parcel.job is not None and parcel.written)
-            self.parked[lane] = count - here
-            if self.parked[lane] <= 0:
-                del self.parked[lane]
-        for lane in [lane for lane in self.parked if lane not in pending]:
-            del self.parked[lane]
+            count = pending.get(lane, 0) - here
+            if self.moved is not None and lane in self.moved:
+                count = max(count, self.parked.get(lane, 0))
+            if count > 0:
+                self.parked[lane] = count
+            else:
+                self.parked.pop(lane, None)
+        self.moved = None
+
+    def _move(self, lane: Lane | None) -> None:
+        if self.moved is not None and lane is not None:
+            self.moved.add(lane)
 
     def knows(self, target: str) -> bool:
         """Whether the route has a target of this name."""
@@ -189,6 +206,7 @@ class Dispatch:
         if lane is None:
             self._senders[parcel.target].put(parcel)
         elif self.parked.get(lane):
+            self._move(lane)
             self.parked[lane] += 1
             await self._park([parcel])
         elif lane in self._lanes:
@@ -300,6 +318,7 @@ class Dispatch:
         if lane is None:
             await self._park([parcel], attempt)
             return
+        self._move(lane)
         waiting = self._lanes.pop(lane, [parcel])
         self.parked[lane] = self.parked.get(lane, 0) + sum(1 for one in waiting if one.job is not None)
         await self._park(waiting, attempt)
@@ -312,8 +331,11 @@ class Dispatch:
         for ahead in ahead_of(unwritten, self._lanes):
             changes.append(ahead.written(now))
             self._keep_busy(ahead, parcels)
-        if written and (attempt is not None or written[0].due_at is not None):
-            changes.append(written[0].attempted(attempt))
+        head = parcels[0]
+        if head in written and (attempt is not None or head.due_at is not None):
+            changes.append(head.attempted(attempt))
+        # one that was replayed is due; behind another it is not any more
+        changes += [parcel.attempted(None) for parcel in written if parcel.job is None and parcel is not head]
         if changes:
             await self._journal.advance(self._route, changes)
         for parcel in parcels:
@@ -328,6 +350,8 @@ class Dispatch:
         self._due()
 
     def _keep_busy(self, job: Job, leaving: list[Parcel]) -> None:
+        for parcel in job.parcels:
+            self._move(parcel.lane)
         names = {parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving}
         self.busy |= names
         self.seen_busy |= names
@@ -357,6 +381,7 @@ class Dispatch:
         waiting = self._lanes.get(lane)
         if waiting and waiting[0] is parcel:
             waiting.pop(0)
+        self._move(lane)
         if parcel.job is None and lane in self.parked:
             self.parked[lane] -= 1
             if self.parked[lane] <= 0:

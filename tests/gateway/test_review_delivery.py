@@ -1,0 +1,110 @@
+"""What happens to stored messages at the edges: cancelled waits, bugs of components, changes from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from gateway import Message, MessageError, PeerError
+from gateway.jobs import Lane
+from gateway.testing import settle
+from tests.gateway.bench import Bench, post
+from tests.gateway.probe import plug_in, raises, script
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    plug_in(monkeypatch)
+    return Bench(tmp_path)
+
+
+def numbers(name: str = "out") -> list[object]:
+    return [tree["n"] for tree in script(name).trees]  # type: ignore[index]
+
+
+def states(bench: Bench) -> list[str]:
+    return [record.state for record in bench.journal.records.values()]
+
+
+def held_back(error: Exception | None = None) -> asyncio.Event:
+    """The sink takes what comes, or raises the error, once the event is set."""
+    release = asyncio.Event()
+
+    async def does(_: Message) -> None:
+        await release.wait()
+        if error is not None:
+            raise error
+
+    script("out").does = does
+    return release
+
+
+ORDERED = "    order_by: body.k\n    to: {probe: {}, retry: {attempts: 9, first_wait: 10s}}\n"
+
+
+async def test_a_replayed_message_waits_for_what_is_sent_in_its_lane(bench: Bench) -> None:
+    async with bench.route(ORDERED) as route:
+        script("out").does = raises(MessageError("no"))
+        await post(route, {"k": "x", "n": 1})
+        (dead,) = bench.journal.records
+        release = held_back()
+        await post(route, {"k": "x", "n": 2})
+        assert await bench.journal.replay([dead], None, "me") == 1
+        assert route.delivering is not None
+        route.delivering.poke()
+        await settle(40)
+        assert numbers() == [1, 2]
+        release.set()
+        await settle(40)
+        assert numbers() == [1, 2, 1]
+    assert states(bench) == ["delivered", "delivered"]
+
+
+async def test_what_fails_while_lanes_are_counted_still_holds_back_its_lane(bench: Bench) -> None:
+    async with bench.route(ORDERED) as route:
+        release = held_back(PeerError("away"))
+        await post(route, {"k": "x", "n": 1})
+        count, counted = bench.journal.lanes, asyncio.Event()
+
+        async def slow(name: str) -> Mapping[Lane, int]:
+            before = await count(name)
+            await counted.wait()
+            return before
+
+        bench.journal.lanes = slow  # type: ignore[assignment,method-assign]
+        assert route.delivering is not None
+        route.delivering.poke()
+        await settle()
+        release.set()
+        await settle()
+        counted.set()
+        await settle()
+        await post(route, {"k": "x", "n": 2})
+        script("out").does = lambda message: None
+        await bench.clock.advance(11)
+        await settle(40)
+        assert numbers() == [1, 1, 2]
+    assert states(bench) == ["delivered", "delivered"]
+
+
+async def test_a_replayed_message_stays_behind_what_fails_in_its_lane(bench: Bench) -> None:
+    async with bench.route(ORDERED) as route:
+        script("out").does = raises(MessageError("no"))
+        await post(route, {"k": "x", "n": 1})
+        (dead,) = bench.journal.records
+        release = held_back(PeerError("away"))
+        await post(route, {"k": "x", "n": 2})
+        await bench.journal.replay([dead], None, "me")
+        assert route.delivering is not None
+        route.delivering.poke()
+        await settle(40)
+        script("out").does = lambda message: None
+        release.set()
+        await settle(40)
+        await bench.clock.advance(11)
+        await settle(40)
+        assert numbers() == [1, 2, 2, 1]
+    assert states(bench) == ["delivered", "delivered"]
