@@ -137,6 +137,8 @@ class Calling(asyncio.Protocol):
         """agreed: gets the protocol, the transport, and what came behind the handshake already."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the server agreed; or a PeerError, once it did not."""
+        # Who is cancelled while it dials does not come to ask.
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
         offered = cast("Sequence[Subprotocol]", tuple(subprotocols))
         self._protocol = ClientProtocol(uri, subprotocols=offered or None, max_size=None, logger=QUIET)
         self._headers = headers
