@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,8 @@ STEADY_S = 5.0
 OPENING_S = 5.0
 """How long a send waits for a link that is being opened."""
 
+WANTED_AFTER_S = 1.0
+"""A send that finds the link down has it tried again at once, when its last try began longer ago than this."""
 FAILURES_DOWN = 3
 """This many sends in a row that failed show as a link that is down, also where there is no connection to lose."""
 
@@ -40,9 +42,14 @@ def peer_error_in(error: BaseException) -> PeerError | None:
 
 def _go_on_unless_cancelled() -> None:
     """Cancels anew when a component turned its cancellation into an error of its own: a loss just as we stop, say."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if _cancelled():
         raise asyncio.CancelledError
+
+
+def _cancelled() -> bool:
+    """Whether this task was told to end. If not, a CancelledError is only that of something it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Waits:
@@ -58,14 +65,35 @@ class Waits:
         """A try begins."""
         self._began = self._clock.monotonic()
 
-    async def after_failure(self, asked_s: float | None) -> None:
-        """Waits as long as the failures so far ask for. A steady link that is lost is tried again at once."""
+    @property
+    def since_s(self) -> float:
+        """Seconds since the last try began."""
+        return self._clock.monotonic() - self._began
+
+    async def after_failure(self, asked_s: float | None, wanted: asyncio.Event | None = None) -> None:
+        """Waits as long as the failures so far ask for, or until the link is `wanted`.
+
+        A steady link that is lost is tried again at once.
+        """
         if self._clock.monotonic() - self._began >= STEADY_S:
             self._failures = 0
         else:
             grown = min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**self._failures)
             self._failures = min(self._failures + 1, 20)
-            await self._clock.sleep(max(grown * (0.5 + 0.5 * self._luck()), min(asked_s or 0.0, MAX_WAIT_S)))
+            wait_s = max(grown * (0.5 + 0.5 * self._luck()), min(asked_s or 0.0, MAX_WAIT_S))
+            if wanted is None:
+                await self._clock.sleep(wait_s)
+            else:
+                await _either(self._clock.sleep(wait_s), wanted.wait())
+
+
+async def _either(*waits: Coroutine[Any, Any, object]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class Link:
@@ -81,6 +109,8 @@ class Link:
         self._lost: asyncio.Future[None] | None = None
         self._opened = asyncio.Event()
         self._down: str | None = None
+        self._wanted = asyncio.Event()
+        self._stopped = False
         self._failures = 0
 
     async def hold(self) -> None:
@@ -93,10 +123,12 @@ class Link:
                 self._observed.became(self._peer, "down", str(error))
                 self._down = str(error)
                 self._opened.set()  # who waits for the link to open hears that it did not
-                await self._waits.after_failure(error.wait_s)
+                self._wanted.clear()
+                await self._waits.after_failure(error.wait_s, self._wanted)
                 self._opened.clear()
                 self._down = None
         finally:
+            self._stopped = True
             self._down = "the route is stopping"
             self._opened.set()
             self._observed.became(self._peer, "stopped")
@@ -113,7 +145,8 @@ class Link:
         except (Exception, asyncio.CancelledError) as error:
             found = peer_error_in(error)
             if isinstance(error, asyncio.CancelledError):
-                raise
+                _go_on_unless_cancelled()
+                return PeerError(f"{self._host.target}: the sink cancelled itself")
             if found is not None:
                 return found
             if isinstance(error, ConfigError):
@@ -135,7 +168,11 @@ class Link:
         if send is None:
             send, lost = await self._wait_open()
         try:
-            reply = await send(message)
+            try:
+                reply = await send(message)
+            except asyncio.CancelledError:
+                _go_on_unless_cancelled()
+                raise PeerError(f"{self._host.target}: the send was given up by its link") from None
         except PeerError as error:
             if error.reconnect and lost is not None and not lost.done():
                 lost.set_exception(error)
@@ -153,7 +190,15 @@ class Link:
         """Returns once it is open, or could not be opened."""
         await self._opened.wait()
 
+    def want(self) -> None:
+        """Somebody needs it: if it waits before its next try, that comes now, but at most once a second."""
+        if self._down is not None and not self._stopped and self._waits.since_s >= WANTED_AFTER_S:
+            self._wanted.set()
+            self._opened.clear()
+            self._down = None
+
     async def _wait_open(self) -> tuple[Send, asyncio.Future[None] | None]:
+        self.want()
         try:
             async with asyncio.timeout(OPENING_S):
                 while self._send is None:
@@ -198,8 +243,10 @@ async def keep_running(
             await source.run(host, deliver, ready)
             error = PeerError(f"{peer.name}: the source ended")
         except asyncio.CancelledError:
-            observed.became(peer, "stopped")
-            raise
+            if _cancelled():
+                observed.became(peer, "stopped")
+                raise
+            error = PeerError(f"{peer.name}: the source cancelled itself")
         except Exception as raised:
             found = peer_error_in(raised)
             if found is None and isinstance(raised, ConfigError) and not was_ready:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from adapters import memory
-from gateway import PeerError
+from gateway import Host, PeerError, Send
 from gateway.links import FAILURES_DOWN, Link
 from gateway.observe import Observed
 from gateway.testing import FakeHost, ManualClock, arriving, settle
@@ -33,5 +35,37 @@ async def test_sends_that_fail_in_a_row_show_until_one_succeeds() -> None:
     box.failing = None
     await link.send(arriving(host))
     assert peer.state == "up"
+    holding.cancel()
+    await asyncio.gather(holding, return_exceptions=True)
+
+
+class _Opening(memory.Sink):
+    """A sink that can't be opened until it is told to."""
+
+    @asynccontextmanager
+    async def open(self, host: Host) -> AsyncIterator[Send]:
+        state = memory.box(self.name)
+        state.tries = getattr(state, "tries", 0) + 1  # type: ignore[attr-defined]
+        if state.failing is not None:
+            raise state.failing
+        async with super().open(host) as send:
+            yield send
+
+
+async def test_a_send_has_a_link_that_waits_tried_at_once() -> None:
+    host = FakeHost(clock=ManualClock())
+    observed = Observed(host.clock)
+    box = memory.box("opening")
+    box.failing = PeerError("connection refused", wait_s=30.0)
+    link = Link(_Opening(name="opening"), host, observed.peer("r", "t", "target"), observed, lambda: 1.0)
+    holding = asyncio.create_task(link.hold())
+    await settle()
+    with pytest.raises(PeerError, match=r"^not connected: connection refused$"):
+        await link.send(arriving(host))  # too soon after the try that failed
+    await host.clock.advance(2)  # type: ignore[attr-defined]
+    box.failing = None
+    await link.send(arriving(host, b"1"))
+    assert [message.body for message in box.received] == [b"1"]
+    assert box.tries == 2  # type: ignore[attr-defined]
     holding.cancel()
     await asyncio.gather(holding, return_exceptions=True)
