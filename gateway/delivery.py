@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from gateway.dispatch import Dispatch
 from gateway.errors import GatewayError
 from gateway.jobs import Job, Parcel
-from gateway.journal import Attempted, Due, Finished, Reason, Work
+from gateway.journal import Attempted, Due, Finished, JournalBrokenError, Reason, Work
 from gateway.message import Message
 from gateway.target import Inside
 
 log = logging.getLogger("gateway.delivery")
 
 BATCH = 256
+AGAIN_S = 1.0
+"""How long the journal is left alone when it could not be asked."""
 SUSPECT_CLAIMS = 2
 """Begun this often without an end, a message is run alone: only then does it answer for a crash."""
 POISON_CLAIMS = 5
@@ -161,19 +163,30 @@ class Delivering:
     async def _run(self) -> None:
         async with self._dispatch:
             while True:
-                self._wake.clear()
-                if self._recount:
-                    self._recount = False
-                    self._dispatch.moved = set()
-                    await self._journal.advance(self._route, [])  # what was handed over is counted as well
-                    self._dispatch.count_parked(await self._journal.lanes(self._route))
-                if not self._dispatch.stopping:
-                    await self._load_due()
-                    await self._send_suspects()
-                    if self._spilled:
-                        await self._load_stored()
-                        await self._begin_held()
-                await self._until_due()
+                try:
+                    await self._look()
+                except JournalBrokenError:  # everybody is told, and the process ends
+                    return
+                except Exception:
+                    log.exception("the journal could not be asked", extra={"route": self._route})
+                    await self._inside.clock.sleep(AGAIN_S)
+                    self.poke()
+
+    async def _look(self) -> None:
+        """Takes on what the journal has, then waits until it may have more."""
+        self._wake.clear()
+        if self._recount:
+            self._recount = False
+            self._dispatch.moved = set()
+            await self._journal.advance(self._route, [])  # what was handed over is counted as well
+            self._dispatch.count_parked(await self._journal.lanes(self._route))
+        if not self._dispatch.stopping:
+            await self._load_due()
+            await self._send_suspects()
+            if self._spilled:
+                await self._load_stored()
+                await self._begin_held()
+        await self._until_due()
 
     async def _until_due(self) -> None:
         due_at = await self._journal.next_due(self._route, self._known_deliveries())

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from gateway.errors import MessageError, PeerError
 from gateway.failpoints import failpoint, failpoint_soon
 from gateway.jobs import Job, Lane, Parcel, ahead_of
-from gateway.journal import Attempt, Change, Hop, Reason
+from gateway.journal import Attempt, Change, Hop, JournalBrokenError, Reason
 from gateway.message import Message
 from gateway.target import Inside, RunningTarget, chosen
 from gateway.workers import Workers
@@ -59,6 +59,7 @@ class Dispatch:
         self._idle = asyncio.Event()
 
     async def __aenter__(self) -> Dispatch:
+        self._inside.called = self._idle.set
         await self._stack.enter_async_context(self._steps)
         for senders in self._senders.values():
             await self._stack.enter_async_context(senders)
@@ -68,8 +69,8 @@ class Dispatch:
         await self._stack.__aexit__(None, None, None)
 
     async def idle(self) -> None:
-        """Returns once nothing is being sent. Call it with `stopping` set."""
-        while self.sending:
+        """Returns once nothing is being sent, and no step waits for what it called. Call it with `stopping` set."""
+        while self.sending or self._inside.calling:
             self._idle.clear()
             await self._idle.wait()
 
@@ -88,7 +89,10 @@ class Dispatch:
     async def _run(self, job: Job) -> None:
         if self.stopping:
             return
-        await self._handle(job)
+        try:
+            await self._handle(job)
+        except Exception as error:
+            self._failed(job.message, error)
         key = job.message.key
         if key is not None:
             behind = self._behind[key]
@@ -96,6 +100,16 @@ class Dispatch:
                 self._steps.put(behind.pop(0))
             else:
                 del self._behind[key]
+
+    def _failed(self, message: Message, error: Exception) -> None:
+        """A message could not be moved on, by a bug: it stays as the journal has it until the next start.
+
+        The others of the route go on: what a worker raises would end the delivery of all of them.
+        """
+        if not isinstance(error, JournalBrokenError):  # that is told once, and ends the process
+            extra = {"route": self._route, "message_id": message.id}
+            log.error("message is stuck until the next start", extra=extra, exc_info=error)
+            self._inside.meters.errors += 1
 
     async def _handle(self, job: Job) -> None:
         outs = await self._outs(job)
@@ -130,38 +144,42 @@ class Dispatch:
         except PeerError as error:
             job.reason = Reason("retries", str(error), "steps")
         except Exception:
-            log.exception("message failed", extra={"route": self._route, "message_id": message.id})
-            self._inside.meters.errors += 1
-            job.reason = Reason("internal", "the gateway failed on this message; its log says why", "steps")
+            job.reason = self._internal(message, "steps")
         job.hops.append(Hop(job.reason.place or "steps", "failed"))
         return ()
 
+    def _internal(self, message: Message, place: str) -> Reason:
+        log.exception("message failed", extra={"route": self._route, "message_id": message.id})
+        self._inside.meters.errors += 1
+        return Reason("internal", "the gateway failed on this message; its log says why", place)
+
     async def _split_up(self, job: Job, outs: Sequence[Message]) -> None:
+        parcels: list[Parcel] = []
         for out in outs:
             try:
                 targets = chosen(self._inside, out)
             except MessageError as error:
                 job.reason = Reason("unmatched" if error.place is None else error.code, str(error), error.place)
-                job.parcels.clear()
-                job.open = 0
                 return
             for target in targets:
-                await self._pack(job, target, out)
+                parcels += await self._packed(job, target, out)
+        job.parcels = parcels  # all at once: a stop must not find some of them
+        job.open = sum(not parcel.final for parcel in parcels)
+        job.reason = next((parcel.reason for parcel in parcels if parcel.final), None)
 
-    async def _pack(self, job: Job, target: RunningTarget, out: Message) -> None:
-        key, parent = job.message.key, job.message.id
+    async def _packed(self, job: Job, target: RunningTarget, out: Message) -> list[Parcel]:
+        key, parent, place = job.message.key, job.message.id, f"to.{target.name}.steps"
         try:
-            made = await target.made_of(out)
-        except (MessageError, PeerError) as error:
-            parcel = Parcel(job, parent, out, target.name, key)
-            kind, place = (error.code, error.place) if isinstance(error, MessageError) else ("retries", None)
-            parcel.state, parcel.reason = "dead", Reason(kind, str(error), place or f"to.{target.name}.steps")
-            job.parcels.append(parcel)
-            job.reason = job.reason or parcel.reason
-            return
-        for message in made:
-            job.parcels.append(Parcel(job, parent, message, target.name, key))
-            job.open += 1
+            return [Parcel(job, parent, message, target.name, key) for message in await target.made_of(out)]
+        except MessageError as error:
+            reason = Reason(error.code, str(error), error.place or place)
+        except PeerError as error:
+            reason = Reason("retries", str(error), place)
+        except Exception:
+            reason = self._internal(out, place)
+        parcel = Parcel(job, parent, out, target.name, key)
+        parcel.state, parcel.reason = "dead", reason
+        return [parcel]
 
     # -- lanes and sends -------------------------------------------------------------------------------------------
 
@@ -221,6 +239,8 @@ class Dispatch:
         self.sending += 1
         try:
             await self._try(parcel)
+        except Exception as error:
+            self._failed(parcel.message, error)
         finally:
             self.sending -= 1
             if not self.sending:
@@ -305,6 +325,9 @@ class Dispatch:
         except (MessageError, PeerError) as failed:
             extra = {"route": self._route, "message_id": message.id, "target": target.name, "reason": str(failed)}
             log.warning("dead letter kept in the journal", extra=extra)
+            return False
+        except Exception:
+            self._internal(message, target.name)
             return False
         return True
 

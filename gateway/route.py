@@ -378,6 +378,10 @@ class Route:
             await self.bury(message, Reason(refused.code, refused.reason, place))
         except (PeerError, MessageError, JournalFullError, JournalBrokenError) as error:
             return Deferred(message.id, f"the dead letter could not be kept: {error}", FULL_WAIT_S)
+        except Exception:
+            log.exception("dead letter failed", extra={"route": self.name, "message_id": message.id})
+            self._meters.errors += 1
+            return Deferred(message.id, "the dead letter could not be kept; the gateway's log says why", FULL_WAIT_S)
         self._meters.dead += 1
         return refused
 

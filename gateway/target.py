@@ -10,6 +10,7 @@ from gateway.config import Configured
 from gateway.errors import MessageError
 from gateway.formats import formats_with
 from gateway.host import EngineHost, Services
+from gateway.journal import JournalFullError
 from gateway.language import Target
 from gateway.layers import Breaker, Retry, guarded, limited, measured, retried
 from gateway.links import Link
@@ -21,6 +22,13 @@ from gateway.workers import Workers
 
 TAP_QUEUE = 1000
 """How many copies wait for one tap; more are dropped and counted."""
+
+ROOM_S = 1.0
+"""How long a step that remembers waits for room in the journal before it tries again."""
+
+
+def _nothing() -> None:
+    """Does nothing."""
 
 
 class RunningTarget:
@@ -67,6 +75,10 @@ class Inside:
         """The largest body that the route takes, in bytes."""
         self.services = services
         self.meters = services.observed.route(self.name)
+        self.calling = 0
+        """How many calls of steps wait for their answer."""
+        self.called: Callable[[], None] = _nothing
+        """Is called whenever one has ended."""
         self._links: list[Link] = []
         self._taps: list[_Tap] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,9 +98,20 @@ class Inside:
     def call(self, sink: Sink, name: str) -> Send:
         """A send to a sink that this route holds open, tried as often as the route's `retry` says."""
         meters = self.services.observed.target(self.name, name)
-        send = measured(self._link(sink, name).send, meters, self.clock)
+        send = self._counted(measured(self._link(sink, name).send, meters, self.clock))
         retry = self.settings.retry or (Retry() if self.settings.ack == "stored" else Retry(attempts=1))
         return retried(send, retry, self.clock, self.services.luck, meters)
+
+    def _counted(self, send: Send) -> Send:
+        async def counted_send(message: Message) -> Message | None:
+            self.calling += 1
+            try:
+                return await send(message)
+            finally:
+                self.calling -= 1
+                self.called()
+
+        return counted_send
 
     def tap(self, sink: Sink, name: str) -> Callable[[Message], None]:
         """A best-effort hand-over: one at a time, dropped and counted when the queue is full or the sink fails."""
@@ -98,11 +121,18 @@ class Inside:
         return tap.put
 
     def remember(self, place: str, window_s: float) -> Callable[[str, str], Awaitable[str]]:
-        """A memory on disk of one place of this route."""
+        """A memory on disk of one place of this route. For a message that is stored it waits until there is room."""
         journal, scope = self.services.journal, f"{self.name}.{place}"
+        patient = self.settings.ack == "stored" and not place.startswith("accept")
 
         async def remember(key: str, value: str) -> str:
-            return await journal.remember(scope, key, value, window_s)
+            while True:
+                try:
+                    return await journal.remember(scope, key, value, window_s)
+                except JournalFullError:
+                    if not patient:
+                        raise
+                await self.clock.sleep(ROOM_S)
 
         return remember
 

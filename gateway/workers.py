@@ -97,7 +97,14 @@ class Workers(Generic[T]):
                     # One task does all that was put at once, as long as the work does not wait: waking a task costs
                     # as much as many a message. The next one called finds out: what is left is for others to begin.
                     self._relieves = self._call()
-                await work(item)
+                try:
+                    await work(item)
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise
+                    # This task would be gone without a word, and with it what it was given.
+                    raise RuntimeError(f"{self._name}: its work cancelled itself") from None
             idle = loop.create_future()
             free.append(idle)
             await idle

@@ -115,6 +115,7 @@ async def test_what_work_raises_ends_the_context() -> None:
 
 async def test_an_error_of_the_context_itself_is_the_error() -> None:
     work = Work()
+
     async def working() -> None:
         async with Workers(work, count=2) as workers:
             workers.put(1)
@@ -141,3 +142,19 @@ async def test_a_burst_after_idleness_wakes_as_many_as_it_needs() -> None:
         work.gate.set()
         await settle()
         assert work.begun == list(range(12))
+
+
+async def test_work_that_cancels_itself_is_a_bug_and_no_task_is_lost_in_silence() -> None:
+    async def work(_: int) -> None:
+        inner: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        inner.cancel()
+        await inner
+
+    async def working() -> None:
+        async with Workers(work, count=2) as workers:
+            workers.put(1)
+            await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(ExceptionGroup) as group:
+        await working()
+    assert [str(error) for error in group.value.exceptions] == ["worker: its work cancelled itself"]
