@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any, TextIO
 
+import msgspec
 import typer
 
 
@@ -27,15 +27,12 @@ def say_json(value: Any) -> None:
     typer.echo(as_json(value))
 
 
+_ENCODER = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
+
+
 def as_json(value: Any) -> str:
-    """Indented JSON; decimal numbers as they are, and what JSON does not have as text."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    return str(value)
+    """Indented JSON; decimal numbers digit by digit, and what JSON does not have as text."""
+    return msgspec.json.format(_ENCODER.encode(value), indent=2).decode()
 
 
 def colored(stream: TextIO) -> bool:

@@ -214,7 +214,7 @@ routes:
 
 def test_eval_of_an_expression_keeps_its_type(run: Run, tmp_path: Path) -> None:
     (tmp_path / "order.json").write_text('{"items": [{"price": 600.10}, {"price": 500}], "id": "A1"}')
-    assert run("eval", "body.items | sum(attribute='price')", "--body", "order.json")[1] == "1100.1\n"
+    assert run("eval", "body.items | sum(attribute='price')", "--body", "order.json")[1] == "1100.10\n"
     assert run("eval", "body.items | length > 1", "--body", "order.json")[1] == "true\n"
     assert run("eval", "body.id", "--body", "order.json")[1] == "A1\n"
     assert run("eval", "body.id", "--body", "order.json", "--json")[1] == '"A1"\n'
