@@ -241,6 +241,7 @@ class Delivering:
             work = self._held.popleft()
             if work.claims >= POISON_CLAIMS:
                 reason = Reason("poison", _poison(work.claims), "steps")
+                self._inside.dead_letters.note(work.message.id, reason.kind, reason.text, reason.place)
                 await self._journal.advance(self._route, [Finished(work.message.id, "dead", reason=reason)])
                 continue
             await self._claim([work.message.id], [])
@@ -310,6 +311,7 @@ class Delivering:
             text = f"the route has no target called {delivery.target} any more; it has {known}"
             reason = Reason("refused", text, delivery.target)
         child = delivery.message.id
+        self._inside.dead_letters.note(child, reason.kind, reason.text, reason.place)
         return Attempted(delivery.parent, child, delivery.target, "dead", delivery.attempts, reason=reason)
 
 

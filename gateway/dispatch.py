@@ -121,6 +121,8 @@ class Dispatch:
         if not job.open:
             if job.reason is not None and not job.expanded:
                 job.handed_over = await self._handed_over(job.message, job.reason)
+                if not job.handed_over:
+                    self._inside.dead_letters.note(job.message.id, job.reason.kind, job.reason.text, job.reason.place)
             self._end(job)
         elif len(job.parcels) == 1 and self._alone and job.message.key is None:
             await self._send(job.parcels[0])
@@ -179,6 +181,7 @@ class Dispatch:
             reason = self._internal(out, place)
         parcel = Parcel(job, parent, out, target.name, key)
         parcel.state, parcel.reason = "dead", reason
+        self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
         return [parcel]
 
     # -- lanes and sends -------------------------------------------------------------------------------------------
@@ -261,26 +264,26 @@ class Dispatch:
         at_s, began = clock.time(), clock.monotonic()
         failpoint_soon("target.sent")
         try:
-            reply = await target.send(message)
+            reply: object = await target.send(message)
             failpoint("target.acked")
         except MessageError as error:
             reason, asked_s = Reason(error.code, str(error), error.place or target.name), None
-            final = True
+            final, reply = True, error.reply
         except PeerError as error:
             reason, asked_s = Reason("retries", str(error), target.name), error.wait_s
-            final = False
+            final, reply = False, error.reply
         except Exception:
             log.exception("send failed", extra={"route": self._route, "target": target.name, "message_id": message.id})
             self._inside.meters.errors += 1
             reason, asked_s = Reason("internal", "the gateway failed on this send; its log says why", target.name), None
-            final = True
+            final, reply = True, None
         else:
             parcel.attempts += 1
             took_s, answer = clock.monotonic() - began, _shown(reply)
             await self._done(parcel, "delivered", Attempt(target.name, parcel.attempts, at_s, took_s, answer=answer))
             return
         parcel.attempts += 1
-        attempt = Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began, reason.text)
+        attempt = Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began, reason.text, _shown(reply))
         retry = target.settings.retry
         too_old = clock.time() - message.time_s > retry.max_age
         if final or parcel.attempts >= retry.attempts or too_old:
@@ -294,6 +297,8 @@ class Dispatch:
         """A parcel is final. Success is written without waiting for it; what went wrong is safe before we go on."""
         if state == "dead" and reason is not None and await self._handed_over(parcel.message, reason):
             state = "discarded"
+        if state == "dead" and reason is not None:
+            self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
         parcel.state, parcel.due_at, parcel.reason = state, None, reason  # type: ignore[assignment]
         job = parcel.job
         if not self._alone and (job is None or job.open > 1):
@@ -436,6 +441,6 @@ class Dispatch:
             self._left(job)
 
 
-def _shown(reply: Message | None) -> str | None:
+def _shown(reply: object) -> str | None:
     """The beginning of what a target answered, for the history."""
-    return reply.raw[:ANSWER_BYTES].decode(errors="replace") if reply is not None and reply.raw else None
+    return reply.raw[:ANSWER_BYTES].decode(errors="replace") if isinstance(reply, Message) and reply.raw else None

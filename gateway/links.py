@@ -24,6 +24,8 @@ STEADY_S = 5.0
 OPENING_S = 5.0
 """How long a send waits for a link that is being opened."""
 
+DOUBT_S = 30.0
+"""How long after its last failed send a link without a connection to lose shows as down."""
 WANTED_AFTER_S = 1.0
 """A send that finds the link down has it tried again at once, when its last try began longer ago than this."""
 FAILURES_DOWN = 3
@@ -112,6 +114,7 @@ class Link:
         self._wanted = asyncio.Event()
         self._stopped = False
         self._failures = 0
+        self._failed_s = 0.0
 
     async def hold(self) -> None:
         """Keeps the sink open until cancelled."""
@@ -177,14 +180,27 @@ class Link:
             if error.reconnect and lost is not None and not lost.done():
                 lost.set_exception(error)
             self._failures += 1
+            self._failed_s = self._host.clock.monotonic()
             if self._failures == FAILURES_DOWN and self._send is send:
                 self._observed.became(self._peer, "down", str(error))
+                asyncio.get_running_loop().call_later(DOUBT_S, self._forgive, send)
             raise
         if self._failures:
             if self._failures >= FAILURES_DOWN and self._send is send:
                 self._observed.became(self._peer, "up")
             self._failures = 0
         return reply
+
+    def _forgive(self, send: Send) -> None:
+        """Shows it as up again when no send has failed for a while: nobody asked it since, so nobody knows better."""
+        if self._send is not send or self._failures < FAILURES_DOWN:
+            return
+        left_s = self._failed_s + DOUBT_S - self._host.clock.monotonic()
+        if left_s > 0.1:
+            asyncio.get_running_loop().call_later(left_s, self._forgive, send)
+        else:
+            self._failures = 0
+            self._observed.became(self._peer, "up")
 
     async def tried(self) -> None:
         """Returns once it is open, or could not be opened."""

@@ -382,7 +382,7 @@ class Route:
             log.exception("dead letter failed", extra={"route": self.name, "message_id": message.id})
             self._meters.errors += 1
             return Deferred(message.id, "the dead letter could not be kept; the gateway's log says why", FULL_WAIT_S)
-        self._meters.dead += 1
+        self._inside.dead_letters.note(message.id, refused.code, refused.reason, place)
         return refused
 
     async def bury(self, message: Message, reason: Reason) -> None:

@@ -247,6 +247,23 @@ async def test_a_dead_letter_goes_to_the_target_that_the_route_names_and_stays_w
     assert [message.context["error"]["text"] for message in box("b").received] == ["no"]
 
 
+async def test_dead_letters_are_counted_and_logged_but_not_without_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path, ONE)
+    async with bench.running() as route:
+        box("a").failing = MessageError("no")
+        for n in range(15):
+            await post(route, {"n": n})
+        await bench.clock.advance(1)
+        await post(route, {"n": 15})
+        assert route.inside.meters.dead == 16
+    told = [record for record in caplog.records if record.getMessage().startswith("dead letter")]
+    assert [record.getMessage() for record in told].count("dead letter") == 11
+    assert [record.more for record in told if record.getMessage() == "dead letters"] == [5]  # type: ignore[attr-defined]
+    assert told[0].reason == "no"  # type: ignore[attr-defined]
+
+
 async def test_what_a_step_refuses_goes_to_the_target_for_dead_letters(tmp_path: Path) -> None:
     yaml = ONE.replace(
         "    to:",

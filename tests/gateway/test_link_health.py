@@ -12,7 +12,7 @@ from adapters import memory
 from gateway import Host, PeerError, Send
 from gateway.links import FAILURES_DOWN, Link
 from gateway.observe import Observed
-from gateway.testing import FakeHost, ManualClock, arriving, settle
+from gateway.testing import FakeHost, ManualClock, arriving, settle, until
 
 
 async def test_sends_that_fail_in_a_row_show_until_one_succeeds() -> None:
@@ -67,5 +67,23 @@ async def test_a_send_has_a_link_that_waits_tried_at_once() -> None:
     await link.send(arriving(host, b"1"))
     assert [message.body for message in box.received] == [b"1"]
     assert box.tries == 2  # type: ignore[attr-defined]
+    holding.cancel()
+    await asyncio.gather(holding, return_exceptions=True)
+
+
+async def test_failures_are_forgiven_when_nobody_asks_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.links.DOUBT_S", 0.02)
+    host = FakeHost(clock=ManualClock())
+    observed = Observed(host.clock)
+    peer = observed.peer("r", "t", "target")
+    link = Link(memory.Sink(name="forgiven"), host, peer, observed, lambda: 1.0)
+    holding = asyncio.create_task(link.hold())
+    await settle()
+    memory.box("forgiven").failing = PeerError("busy")
+    for _ in range(FAILURES_DOWN):
+        with pytest.raises(PeerError):
+            await link.send(arriving(host))
+    assert peer.state == "down"
+    await until(lambda: peer.state == "up")
     holding.cancel()
     await asyncio.gather(holding, return_exceptions=True)
