@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
@@ -40,17 +40,23 @@ async def live(control: Running) -> Response:
 
 @router.head("/health/ready", dependencies=ANYBODY, include_in_schema=False)
 @router.get("/health/ready", dependencies=ANYBODY)
-async def ready(control: Running) -> Response:
-    """200 when every route takes messages and every link is up; else 503, with what is not."""
+async def ready(control: Running, of: Literal["all", "sources"] = "all") -> Response:
+    """200 when every route takes messages and every link is up; else 503, with what is not.
+
+    `?of=sources` is for a load balancer in front: targets that are away do not count, since messages for them are
+    taken all the same.
+    """
     state = readiness(control)
-    return answer(state, 200 if state["ready"] else 503)
+    return answer(state, 200 if state["ready" if of == "all" else "accepting"] else 503)
 
 
 def readiness(control: Control) -> Shape:
     """Whether all is well, and the state of each route and its links."""
     peers = list(control.services.observed.peers.values())
     journal = journal_trouble(control)
-    good = control.phase == "running" and journal is None and all(peer.state == "up" for peer in peers)
+    running = control.phase == "running" and journal is None
+    accepting = running and all(peer.state == "up" for peer in peers if peer.kind == "source")
+    good = running and all(peer.state == "up" for peer in peers)
     routes: dict[str, Shape] = {}
     for name, route in control.routes.items():
         mine = [peer for peer in peers if peer.route == name]
@@ -59,7 +65,8 @@ def readiness(control: Control) -> Shape:
             "paused": route.paused,
             "peers": [peer.shown() for peer in mine],
         }
-    return {"ready": good, "phase": control.phase, "journal": journal or "good", "routes": routes}
+    state: Shape = {"ready": good, "accepting": accepting, "phase": control.phase, "journal": journal or "good"}
+    return {**state, "routes": routes}
 
 
 def journal_trouble(control: Control) -> str | None:

@@ -56,6 +56,10 @@ async def test_a_peer_that_is_down_is_named_with_its_reason(tmp_path: Path) -> N
         assert routes["orders"]["ready"] is False  # type: ignore[index]
         assert "connection refused" in str(routes["orders"]["peers"])  # type: ignore[index]
         assert routes["asks"]["ready"] is True  # type: ignore[index]
+        assert (await here.client.get("/health/ready?of=sources")).status_code == 200
+        source = next(one for one in observed.peers.values() if (one.route, one.kind) == ("orders", "source"))
+        observed.became(source, "down", "away")
+        assert (await here.client.get("/health/ready?of=sources")).status_code == 503
 
 
 async def test_a_full_journal_is_not_ready_and_a_broken_one_not_alive(tmp_path: Path) -> None:
