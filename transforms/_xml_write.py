@@ -135,6 +135,8 @@ class _Writer:
                     parts.append(f"{item_start}>{item}{item_end}")
                 elif of is int:
                     parts.append(f"{item_start}>{item}{item_end}")
+                elif of is Decimal:
+                    parts.append(f"{item_start}>{_decimal(item)}{item_end}")
                 elif of is list:
                     self.repeated(item_start, item_end, item)
                 else:
@@ -219,10 +221,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):
-        if not value.is_finite():
-            raise _Unwritable(f"is {value}, which is no number")
-        # xs:decimal knows no exponent; one that would write pages of zeros stays
-        return format(value, "f") if abs(value.adjusted()) < 1000 else str(value)
+        return _decimal(value)
     if isinstance(value, int | float):
         if isinstance(value, float) and not isfinite(value):
             raise _Unwritable(f"is {value}, which is no number")
@@ -231,6 +230,16 @@ def _text(value: Any) -> str:
         except ValueError as error:  # an integer of thousands of digits
             raise _Unwritable(f"can't be written: {error}") from None
     raise _Unwritable(f"is a {type(value).__name__}, which has no text")
+
+
+def _decimal(value: Decimal) -> str:
+    text = str(value)
+    if "E" not in text and "N" not in text and "I" not in text:
+        return text
+    if not value.is_finite():
+        raise _Unwritable(f"is {value}, which is no number")
+    # xs:decimal knows no exponent; one that would write pages of zeros stays
+    return format(value, "f") if abs(value.adjusted()) < 1000 else text
 
 
 def _in_text(text: str) -> str:
