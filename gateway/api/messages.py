@@ -109,7 +109,7 @@ async def body(message_id: str, request: Request, control: Running, target: str 
     detail = await found(control, message_id)
     message = detail.message
     if target is not None:
-        message = _delivered_to(detail, target, message_id)
+        message = _delivered_to(control, detail, target, message_id)
     return Response(
         message.raw or b"",
         headers={
@@ -120,13 +120,19 @@ async def body(message_id: str, request: Request, control: Running, target: str 
     )
 
 
-def _delivered_to(detail: Detail, target: str, message_id: str) -> Message:
+def _delivered_to(control: Control, detail: Detail, target: str, message_id: str) -> Message:
     known = [delivery for delivery in detail.deliveries if delivery.target == target]
     for delivery in known:
         if delivery.message.id == message_id:
             return delivery.message
     if known:
         return known[0].message
+    route = control.routes.get(detail.row.route)
+    targets = [*(delivery.target for delivery in detail.deliveries)]
+    targets += [running.name for running in route.inside.targets] if route is not None else []
+    if route is not None and target not in targets:
+        hint = did_you_mean(target, targets) or f"; there are: {', '.join(dict.fromkeys(targets))}"
+        raise Problem(404, "unknown_target", f'route {route.name} has no target "{target:.63}"{hint}')
     detail_text = f'nothing is kept of what "{target:.63}" receives: it took the message at once, or never gets it'
     raise Problem(404, "unknown_target", detail_text)
 

@@ -18,6 +18,7 @@ from gateway.commands.operating import (
     SinceOption,
     TextOption,
     UntilOption,
+    check_route,
     path_part,
     say_messages,
     show,
@@ -99,7 +100,7 @@ def replay(
         bulk = api.post(
             "/api/v1/dead-letters/replay", _given(wanted | {"target": target, "rate": rate}), timeout_s=None
         )
-        _say_bulk("replayed", bulk, as_json=as_json)
+        _say_bulk(api, "replayed", bulk, route, as_json=as_json)
         return
     change = _given({"target": target, **_edited(body, content_type)})
     _each(api, ids, lambda path: api.post(f"{path}/replay", change), "replayed", as_json=as_json)
@@ -127,7 +128,7 @@ def discard(
     api = connected(config, url, token_file)
     if not ids:
         bulk = api.post("/api/v1/dead-letters/discard", _given(wanted | {"rate": rate}), timeout_s=None)
-        _say_bulk("discarded", bulk, as_json=as_json)
+        _say_bulk(api, "discarded", bulk, route, as_json=as_json)
         return
     _each(api, ids, lambda path: api.call("DELETE", path).json(), "discarded", as_json=as_json)
 
@@ -175,7 +176,9 @@ def _each(api: Api, ids: list[str], act: Any, word: str, *, as_json: bool) -> No
         raise typer.Exit(1)
 
 
-def _say_bulk(word: str, told: dict[str, Any], *, as_json: bool) -> None:
+def _say_bulk(api: Api, word: str, told: dict[str, Any], route: str | None, *, as_json: bool) -> None:
+    if not told[word] and not told["skipped"]:
+        check_route(api, route)
     if as_json:
         say_json(told)
         return

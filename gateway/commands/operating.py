@@ -98,6 +98,8 @@ def messages(
 def say_messages(api: Api, query: dict[str, Any], limit: int, cursor: str | None, *, as_json: bool) -> None:
     """One page of messages, and where the next one begins."""
     page = api.get("/api/v1/messages", {**query, "limit": limit, "cursor": cursor})
+    if not page["messages"]:
+        check_route(api, query["route"])
     if as_json:
         say_json(page)
         return
@@ -106,6 +108,16 @@ def say_messages(api: Api, query: dict[str, Any], limit: int, cursor: str | None
     say_table(rows, columns, empty="there are none")
     if "next" in page:
         say_error(f"there are more: --cursor {page['next']}")
+
+
+def check_route(api: Api, name: str | None) -> None:
+    """Where nothing was found of a route: tells apart that it has nothing, and that its name is wrong.
+
+    Raises:
+        PeerError: there is no such route; it says which was meant.
+    """
+    if name is not None:
+        api.get(f"/api/v1/routes/{path_part(name)}")
 
 
 def _why(row: dict[str, Any]) -> str:

@@ -200,6 +200,22 @@ def test_nothing_found_is_said(ask: Asked) -> None:
     assert ask("messages", "--q", "no-such-text") == "there are none\n"
 
 
+@pytest.mark.parametrize("command", ["messages", "dead list", "dead replay", "dead discard"])
+def test_a_filter_by_a_route_that_is_not_there_is_told(ask: Asked, command: str) -> None:
+    ask(*command.split(), "--route", "ordesr", ends=1)
+    assert ask.told == 'there is no route "ordesr"; did you mean orders?\n'
+
+
+def test_a_route_that_has_nothing_is_no_mistake(ask: Asked) -> None:
+    assert ask("messages", "--route", "asked") == "there are none\n"
+    assert ask("dead", "replay", "--route", "asked") == "replayed 0\n"
+
+
+def test_a_target_that_is_not_there_is_told(ask: Asked) -> None:
+    ask("show", ask.sent('{"id": "T"}'), "--body", "--target", "shpo", ends=1)
+    assert ask.told == 'route orders has no target "shpo"; did you mean shop?\n'
+
+
 def test_a_wrong_filter_is_told(ask: Asked) -> None:
     ask("messages", "--status", "deda", ends=1)
     assert ask.told == 'status: unknown "deda"; did you mean dead?\n'
