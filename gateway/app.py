@@ -105,7 +105,10 @@ class App:
                 log.error("configuration not changed", extra={"reason": str(error)})
                 raise
             self.services.observed.reloads["good"] += 1
-            log.info("configuration changed", extra={"routes": done})
+            if done:
+                log.info("configuration changed", extra={"routes": done})
+            else:
+                log.debug("configuration read again, nothing changed")
             return done
 
     async def pause(self, name: str) -> None:

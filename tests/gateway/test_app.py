@@ -155,6 +155,17 @@ async def test_a_file_that_a_step_names_is_part_of_its_route(desk: Desk) -> None
         assert isinstance(await fed("a", {}), Refused)
 
 
+async def test_a_reload_that_changes_nothing_is_no_news(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.write(route("a"))
+    async with desk.running() as app:
+        with caplog.at_level("INFO"):
+            assert await app.reload() == []
+            assert "configuration changed" not in caplog.messages
+            desk.write(route("a", more="    concurrency: 3\n"))
+            await app.reload()
+    assert "configuration changed" in caplog.messages
+
+
 async def test_a_broken_file_changes_nothing(desk: Desk) -> None:
     desk.write(route("a"))
     async with desk.running() as app:
