@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,6 +23,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=serving.print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """An integration gateway where old systems and new ones meet."""
+
+
 app.command()(serving.run)
 app.command()(serving.check)
 app.command()(serving.init)

@@ -88,7 +88,9 @@ def evaluate(
     body: Annotated[Path | None, typer.Option(help="A file with the body; - is standard input.")] = None,
     content_type: Annotated[str | None, typer.Option(help="What the body is; default: by the file's name.")] = None,
     header: Annotated[list[str] | None, typer.Option(help="A header, as name: value. Repeat for more.")] = None,
-    transport: Annotated[list[str] | None, typer.Option(help="A transport fact, as name=value.")] = None,
+    transport: Annotated[
+        list[str] | None, typer.Option(help="A transport fact, as name=value, or params.name=value. Repeat for more.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate an expression or a template on a message, as a route would. Text is printed as it is."""
@@ -108,7 +110,9 @@ def _message(body: Path | None, content_type: str | None, headers: list[str], tr
     from gateway.limits import Limits
     from gateway.message import Message
 
-    facts: dict[str, Any] = dict(_pair(fact, "=") for fact in transport)
+    facts: dict[str, Any] = {}
+    for fact in transport:
+        _put(facts, *_pair(fact, "="))
     return Message(
         raw=b"{}" if body is None else read_body(body),
         content_type=content_type or content_type_of(body),
@@ -116,6 +120,16 @@ def _message(body: Path | None, content_type: str | None, headers: list[str], tr
         transport=facts,
         formats=formats_with(Limits()),
     )
+
+
+def _put(facts: dict[str, Any], name: str, value: str) -> None:
+    """Puts a fact where its dotted name says: `params.id` below `params`."""
+    *above, last = name.split(".")
+    for part in above:
+        facts = facts.setdefault(part, {})
+        if not isinstance(facts, dict):
+            raise typer.BadParameter(f"expected {part} to be a value or to hold others, got both", param_hint=name)
+    facts[last] = value
 
 
 def _pair(text: str, sign: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -41,17 +42,17 @@ def colored(stream: TextIO) -> bool:
 
 
 def say_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
-    """The rows as a table with these columns, the last one cut to the width of the terminal; `empty` without rows."""
+    """The rows as a table with these columns, on a terminal cut to its width; `empty` without rows."""
     lines = [[printable(row.get(column)) for column in columns] for row in rows]
     if not lines:
         say(empty)
         return
     table = [[column.upper().replace("_", " ") for column in columns], *lines]
     widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
-    width = shutil.get_terminal_size((160, 24)).columns
+    width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else None
     for line in table:
         text = "  ".join(cell.ljust(wide) for cell, wide in zip(line, widths, strict=True)).rstrip()
-        say(text if len(text) <= width else text[: width - 1] + "…")
+        say(text if width is None or len(text) <= width else text[: width - 1] + "…")
 
 
 def printable(value: object) -> str:

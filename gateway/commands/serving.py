@@ -149,6 +149,13 @@ def doctor(*, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+def print_version(wanted: bool) -> None:  # noqa: FBT001 - as the command line calls it
+    """What `gateway --version` does: prints the version and ends."""
+    if wanted:
+        version()
+        raise typer.Exit
+
+
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as version_of

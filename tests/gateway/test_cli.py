@@ -71,6 +71,10 @@ def test_the_module_is_the_command() -> None:
     assert re.fullmatch(r"gateway \d+\.\d+\.\d+\n", found.stdout)
 
 
+def test_the_version_is_an_option_too(run: Run) -> None:
+    assert run("--version") == run("version")
+
+
 def test_an_unknown_command_is_told_with_exit_code_2(run: Run) -> None:
     code, _, error = run("chekc")
     assert code == 2
@@ -115,6 +119,17 @@ def test_colors_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_table_shows_no_character_that_a_terminal_would_act_on(capsys: pytest.CaptureFixture[str]) -> None:
     output.say_table([{"a": "x\033[2Jy\nz", "b_c": True}, {"a": {"k": 1}}], ["a", "b_c"], empty="none")
     assert capsys.readouterr().out == 'A         B C\nx [2Jy z  yes\n{"k": 1}\n'
+
+
+def test_a_table_is_cut_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    output.say_table([{"a": "x" * 50}], ["a"], empty="none")
+    assert capsys.readouterr().out == f"A\n{'x' * 50}\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    output.say_table([{"a": "x" * 50}], ["a"], empty="none")
+    assert capsys.readouterr().out == f"A\n{'x' * 19}…\n"
 
 
 def test_an_output_that_is_read_in_part_ends_quietly() -> None:
@@ -226,6 +241,14 @@ def test_eval_sees_headers_transport_and_other_formats(run: Run, tmp_path: Path)
     assert run("eval", "body.Order.id", "--body", "order.xml")[1] == "7\n"
     assert run("eval", "headers['x-shop']", "--header", "X-Shop: north")[1] == "north\n"
     assert run("eval", "transport.topic", "--transport", "topic=plant/7")[1] == "plant/7\n"
+    nested = ("--transport", "params.name=Anna", "--transport", "params.id=7=8")
+    assert run("eval", "transport.params.name ~ transport.params.id", *nested)[1] == "Anna7=8\n"
+
+
+def test_eval_tells_of_a_fact_that_is_a_value_and_holds_others(run: Run) -> None:
+    code, _, error = run("eval", "1", "--transport", "params=1", "--transport", "params.name=Anna")
+    assert code == 2
+    assert "expected params to be a value or to hold others, got both" in error
 
 
 def test_eval_tells_what_is_undefined_and_what_can_not_be_compiled(run: Run) -> None:
