@@ -282,6 +282,11 @@ class Sink(Settings):
             raise ValueError("declare needs the name of an exchange")
         return self
 
+    @property
+    def replies(self) -> bool:
+        """With `reply`."""
+        return self.reply is not None
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """Publishes for as long as the context lasts.

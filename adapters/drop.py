@@ -11,6 +11,11 @@ from gateway import Host, Message, Send, Settings
 class Sink(Settings):
     """Takes every message and forgets it. Delivered: always."""
 
+    @property
+    def replies(self) -> bool:
+        """It has no reply to give."""
+        return False
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """A send that does nothing."""

@@ -160,6 +160,11 @@ class Sink(Settings):
         description="append a line; create a file for each message and refuse a name that exists; or replace it",
     )
 
+    @property
+    def replies(self) -> bool:
+        """It has no reply to give."""
+        return False
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """A send that writes outside of the event loop; lines that come together are synced together."""

@@ -27,6 +27,11 @@ class Sink(Settings):
     )
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="the level of the line")
 
+    @property
+    def replies(self) -> bool:
+        """It has no reply to give."""
+        return False
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """A send that writes a line."""

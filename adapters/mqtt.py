@@ -284,6 +284,11 @@ class Sink(Settings):
         """With qos 0."""
         return None if self.qos else "the broker does not acknowledge a message of qos 0"
 
+    @property
+    def replies(self) -> bool:
+        """It has no reply to give."""
+        return False
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """Connects; many sinks share one link."""

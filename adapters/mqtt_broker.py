@@ -213,6 +213,11 @@ class Sink(Settings):
     qos: Literal[0, 1, 2] = Field(0, description="quality of service; each client gets what it asked for, at most this")
     retain: bool = Field(default=False, description="whether it is kept as the last known value of its topic")
 
+    @property
+    def replies(self) -> bool:
+        """It has no reply to give."""
+        return False
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """Publishes for as long as the context lasts."""

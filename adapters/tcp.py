@@ -247,6 +247,11 @@ class Sink(Settings):
             raise ValueError("a sink keeps its connection open: `raw` with `until: close` is for sources")
         return self
 
+    @property
+    def replies(self) -> bool:
+        """With `reply`."""
+        return self.reply is not None
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         frame = self.framing.framer(_ALL_OF_IT).frame

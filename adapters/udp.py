@@ -135,6 +135,11 @@ class Sink(Settings):
         """Always: UDP knows no acknowledgement."""
         return "nobody says whether a datagram arrived"
 
+    @property
+    def replies(self) -> bool:
+        """It has no reply to give."""
+        return False
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         who = f"udp {self.connect}"

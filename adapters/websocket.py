@@ -284,6 +284,11 @@ class Sink(_Ends):
             return None
         return "the server is not asked whether it has a message; `confirm: true` or `reply:` asks it"
 
+    @property
+    def replies(self) -> bool:
+        """With `confirm`: a reply comes as data of the ack."""
+        return self.confirm
+
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """Sends for as long as the context lasts.

@@ -75,6 +75,14 @@ def _acknowledgement(route: Route, at: Loc) -> Iterator[Finding]:
                 (*at, "to"),
                 "ack: reply needs one target, or match: first; with several nobody knows whose reply counts",
             )
+        for place, target in _targets(route, at):
+            if getattr(target.sink, "replies", None) is False and target is not route.dead_letter:
+                word = word_of(target.sink)
+                yield (
+                    (*place, word),
+                    f"ack: reply needs a target that replies, and {word} as it is here gives none; use ack: delivered, "
+                    "or a target that answers (http, mllp, tcp and amqp with reply:)",
+                )
         for place, step in steps_of(route, at):
             if isinstance(step, Split) and step.join is None:
                 yield place, "ack: reply needs a split with join: list; otherwise nobody knows whose reply counts"
