@@ -101,13 +101,18 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
     async def published(self, message: Published) -> None:
         """A client published: tells the other clients, and returns once all routes that want it settled it."""
         self.publish(message.topic, message.body, message.qos, retain=message.retain)
-        settled: set[Taker] = set()
+        asked: set[Taker] = set()
+        owed: int | None = None  # how many routes have not settled it; None: none wanted it yet
         while True:
-            wanting = [taker for taker in self._takers if taker not in settled and taker.wants(message.topic)]
+            wanting = [taker for taker in self._takers if taker not in asked and taker.wants(message.topic)]
+            if owed is None and wanting:
+                owed = len(wanting)
             for taker in wanting:
-                if await taker.take(message):
-                    settled.add(taker)
-            if settled and not wanting:
+                asked.add(taker)
+                # who comes later gets it in the place of one that left, not beside one that has it
+                if owed and await taker.take(message):
+                    owed -= 1
+            if owed == 0:
                 return
             if not wanting and not await self._another(message.topic):
                 return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import mimetypes
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 from pydantic import Field
 
@@ -131,7 +131,7 @@ class Source(Settings):
         """Moves a file that is settled. While that fails we wait here: read again, it would be sent again."""
         while True:
             try:
-                await asyncio.to_thread(move_into, path, folder)
+                await _to_its_end(asyncio.to_thread(move_into, path, folder))
                 return
             except FileNotFoundError:  # somebody else took it away
                 return
@@ -141,6 +141,16 @@ class Source(Settings):
                     extra={"route": host.route, "file": path.name, "reason": error.strerror or str(error)},
                 )
                 await host.clock.sleep(self.every)
+
+
+async def _to_its_end(moving: Coroutine[Any, Any, object]) -> None:
+    """Waits also when cancelled: a thread goes on, and who watches the folder next must not find the file there."""
+    task = asyncio.ensure_future(moving)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -59,6 +59,7 @@ class Source(Settings):
             await host.clock.sleep(max(due_s - host.clock.time(), 0.0))
             now_s = host.clock.time()
             if now_s < due_s:  # the machine's clock was set back, or the sleep was short
+                due_s = min(due_s, self._next(now_s))
                 continue
             count += 1
             await self._deliver(host, deliver, due_s, count)

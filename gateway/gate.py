@@ -23,6 +23,7 @@ class Gate:
         self._empty: asyncio.Future[None] | None = None
         self._open = True
         self._stopping = False
+        self._over = False
 
     @property
     def inside(self) -> int:
@@ -44,7 +45,7 @@ class Gate:
         """
         if self.enter_at_once():
             return True
-        if self._stopping and not patient:
+        if self._over or (self._stopping and not patient):
             return False
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = patient
@@ -83,6 +84,14 @@ class Gate:
                 if not patient and not turn.done():
                     turn.set_result(False)
 
+    def end(self) -> None:
+        """It is closed for good: who still waits is sent away, and who comes is, too."""
+        self.close(stopping=True)
+        self._over = True
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_result(False)
+
     def limit(self, limit: int) -> None:
         """Changes how many may be inside."""
         self._limit = limit
@@ -90,7 +99,7 @@ class Gate:
     def reopen(self) -> None:
         """Lets in again, as many as there is room for."""
         self._open = True
-        self._stopping = False
+        self._stopping = self._over = False
         while self._waiting and self._inside < self._limit:
             turn, _ = self._waiting.popitem(last=False)
             if not turn.done():

@@ -163,6 +163,7 @@ class Route:
         """Stops targets, then sources: a target that is a route of ours is still there when its link closes."""
         await self._stop_inside(grace_s)
         await self._stop_sources()
+        self.gate.end()
         self._services.observed.forget(self.name)
 
     async def swap(self, configured: Configured, grace_s: float) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters import file
+from adapters._folders import move_into
 from gateway import Accepted, Deferred, Message, MessageError, Outcome, PeerError, Refused
 from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, settle, until
 
@@ -130,3 +133,25 @@ async def test_a_folder_that_is_a_file_is_the_peers_fault(tmp_path: Path) -> Non
         with pytest.raises(PeerError, match=r"^file out: "):
             await send(arriving(host, b"1"))
     await settle()
+
+
+async def test_a_stop_waits_for_a_move_that_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moving, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path, folder: Path) -> Path:
+        moving.set()
+        go_on.wait(5)
+        return move_into(path, folder)
+
+    monkeypatch.setattr(file, "move_into", slow)
+    host = FakeHost(clock=ManualClock())
+    inbox = Inbox(host)
+    (tmp_path / "a.json").write_bytes(b"1")
+    async with running(source(tmp_path, settle="0s"), inbox, host) as task:
+        await until(moving.is_set)
+        task.cancel()
+        await settle()
+        assert not task.done()
+        go_on.set()
+        await asyncio.wait({task})
+    assert (tmp_path / "done" / "a.json").exists()

@@ -567,3 +567,54 @@ def test_equal_settings_are_one_broker_and_passwords_are_not_shown() -> None:
     assert at(auth=AUTH) == at(auth=AUTH)
     assert hash(at(auth=AUTH)) == hash(at(auth=AUTH))
     assert "secret" not in repr(at(auth=AUTH)) + str(at(auth=AUTH).model_dump(mode="json"))
+
+
+async def test_a_message_that_a_leaving_route_still_takes_does_not_go_to_its_successor_too(host: FakeHost) -> None:
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(message: Message) -> Outcome:
+        begun.set()
+        await release.wait()
+        return Accepted(message.id)
+
+    connection = at()
+    before, after = Inbox(host, slow), Inbox(host)
+    async with host.share(connection) as found, client(found.address) as one:
+        await one.login()
+        async with running(source(connection), before, host):
+            one.publish("plant/1", b"1", qos=1, packet_id=1)
+            await begun.wait()
+        async with running(source(connection), after, host):
+            release.set()
+            assert await one.expect(PUBACK) == b"\x00\x01"
+            one.publish("plant/1", b"2", qos=1, packet_id=2)
+            assert await one.expect(PUBACK) == b"\x00\x02"
+    assert [message.body for message in before.messages] == [b"1"]
+    assert [message.body for message in after.messages] == [b"2"]
+
+
+async def test_what_one_of_two_routes_could_not_take_goes_to_its_successor(host: FakeHost) -> None:
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def away(message: Message) -> Outcome:
+        begun.set()
+        await release.wait()
+        return Deferred(message.id, "the route is stopping")
+
+    connection = at()
+    other, after = Inbox(host), Inbox(host)
+    async with (
+        host.share(connection) as found,
+        running(source(connection), other, host),
+        client(found.address) as one,
+    ):
+        await one.login()
+        async with running(source(connection), Inbox(host, away), host):
+            one.publish("plant/1", b"1", qos=1, packet_id=1)
+            await begun.wait()
+        release.set()
+        await one.ping()
+        async with running(source(connection), after, host):
+            assert await one.expect(PUBACK) == b"\x00\x01"
+    assert [message.body for message in other.messages] == [b"1"]
+    assert [message.body for message in after.messages] == [b"1"]

@@ -68,3 +68,26 @@ async def test_times_that_pass_while_one_is_on_its_way_are_left_out() -> None:
 def test_settings_that_say_no_time_are_refused(settings: dict[str, str], text: str) -> None:
     with pytest.raises(ValidationError, match=text.replace("*", r"\*")):
         timer.Source.model_validate(settings)
+
+
+class _Jumping(ManualClock):
+    """A clock whose wall time is set."""
+
+    jump_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.jump_s
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
+async def test_a_clock_that_is_set_does_not_stop_a_timer(jump_s: float) -> None:
+    clock = _Jumping(START_S)
+    host = FakeHost(clock=clock)
+    inbox = Inbox(host)
+    async with running(timer.Source.model_validate({"every": "10s"}), inbox, host):
+        await settle()
+        await clock.advance(10)
+        clock.jump_s = jump_s
+        for _ in range(4):
+            await clock.advance(10)
+    assert len(inbox.messages) >= 4

@@ -80,7 +80,7 @@ async def test_a_question_that_the_journal_fails_on_is_asked_again(bench: Bench)
         route.delivering.poke()
         await post(route, {"n": 1})
         assert numbers() == []
-        bench.journal.stored = stored  # type: ignore[assignment,method-assign]
+        bench.journal.stored = stored  # type: ignore[method-assign]
         await bench.clock.advance(2)
         await settle(40)
         assert numbers() == [1]
