@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -13,6 +14,7 @@ from adapters._mqtt_link import Link
 from adapters._mqtt_packets import Outgoing, Publish
 from gateway import JSON, Host, Message, MessageError, PeerError, Shared
 
+_WILDCARDS = re.compile("[+#\0]")
 _REPLY_WAIT_S = 1.0
 _REPLY_TIMEOUT_S = 30.0
 
@@ -91,6 +93,9 @@ class Replies:
         """Publishes a reply to where the request asked for it, however long that takes; nowhere, if it did not ask."""
         topic = request.properties.get("response_topic")
         if not topic:
+            return
+        if _WILDCARDS.search(topic):  # a broker ends the link of who publishes there
+            self._host.dropped(1, "reply refused")
             return
         properties: dict[str, Any] = {"content_type": reply.content_type, "user_property": [("id", reply.id)]}
         if "correlation_data" in request.properties:

@@ -186,7 +186,7 @@ class Tables:
         there = self.execute("SELECT seq FROM messages WHERE id = ?", (arrival[4],)).get
         if there == seq:
             return True
-        self._known.pop(arrival[1], None)
+        self.forget(arrival[1])
         self.count(self.routes[arrival[0]], STORED, -1)
         return False
 
@@ -224,6 +224,7 @@ class Tables:
 
     def know(self, id: str, place: Place) -> None:
         """Keeps the place of a message that will soon end."""
+        self._older.pop(id, None)
         self._known[id] = place
         if len(self._known) > KNOWN:
             self._older, self._known = self._known, {}

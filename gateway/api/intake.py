@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import assert_never
 
@@ -62,14 +63,35 @@ async def post(name: str, request: Request, control: Running, caller: Calling, w
     body = await body_of(request, route.configured.settings.limits.message)
     message = message_of(request, body, route, caller)
     key = request.headers.get("idempotency-key")
-    replayed = False
-    if key is not None and route.delivering is not None:
-        message, replayed = await _identified(control, route, message, key, _digest(request, body))
-    if replayed:
-        return await _stored(control, message.id, wait_s, {"idempotent-replayed": "true"})
-    # A stored message is answered once it is safe, however short the wait.
-    outcome = await taken(route, message, wait_s if route.delivering is None else None)
+    if route.delivering is None:
+        outcome = await taken(route, message, wait_s)
+    elif key is None:
+        outcome = await taken(route, message, None)  # it is answered once it is safe, however short the wait
+    else:
+        async with _alone(route, key):
+            message, replayed = await _identified(control, route, message, key, _digest(request, body))
+            if not replayed:
+                outcome = await taken(route, message, None)
+        if replayed:
+            return await _stored(control, message.id, wait_s, {"idempotent-replayed": "true"})
     return await answered(control, route, outcome, wait_s)
+
+
+_under_way: dict[tuple[Route, str], asyncio.Event] = {}
+"""Keys whose request is being handled."""
+
+
+@asynccontextmanager
+async def _alone(route: Route, key: str) -> AsyncIterator[None]:
+    """One request of a key at a time: of two different messages at once, one would be taken for the other."""
+    while (before := _under_way.get((route, key))) is not None:
+        await before.wait()
+    done = _under_way[route, key] = asyncio.Event()
+    try:
+        yield
+    finally:
+        del _under_way[route, key]
+        done.set()
 
 
 def _wait_s(text: str | None) -> float | None:
@@ -130,8 +152,8 @@ def _digest(request: Request, body: bytes) -> str:
 async def _identified(control: Control, route: Route, message: Message, key: str, digest: str) -> tuple[Message, bool]:
     """The message with the id that its key stands for, and whether that id is stored already.
 
-    The key is remembered before the message is stored, under the id that it will have: a crash between the two, or two
-    requests at once, give one message, since a journal takes an id only once.
+    The key is remembered before the message is stored, under the id that it will have: a crash between the two gives
+    one message, since a journal takes an id only once.
     """
     if not 1 <= len(key) <= _MOST_KEY:
         raise Problem(422, "invalid", f"Idempotency-Key: expected 1 to {_MOST_KEY} characters, got {len(key)}")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from adapters._mqtt_arrivals import Arrival, Arrivals, Subscription, matches
-from adapters._mqtt_messages import message_of
+from adapters._mqtt_messages import Replies, message_of
 from adapters._mqtt_packets import (
     PUBACK,
     PUBCOMP,
@@ -27,8 +27,9 @@ from adapters._mqtt_packets import (
     read_publish,
 )
 from adapters.mqtt import Connection, Sink, Source
-from gateway import Template, TopicTemplate
+from gateway import Message, Template, TopicTemplate
 from gateway.settings import ClientTls
+from gateway.testing import FakeHost
 
 VERSIONS: list[Version] = [5, "3.1.1"]
 
@@ -291,3 +292,12 @@ def test_equal_connections_share_their_links_and_the_two_directions_do_not() -> 
     assert {one.consuming: 1}[two.consuming] == 1
     assert one.consuming != one.publishing
     assert connection(username="u", password="other").consuming != one.consuming
+
+
+async def test_a_reply_is_asked_for_at_a_topic_without_wildcards() -> None:
+    host = FakeHost()
+    publishing = Connection(url="mqtt://127.0.0.1:1").publishing
+    request = Publish("ask", b"", 1, retain=False, redelivered=False, packet_id=7, properties={"response_topic": "a/#"})
+    async with Replies(publishing, host) as replies:
+        await replies.publish(request, Message(raw=b"{}"))
+    assert host.drops == {"reply refused": 1}

@@ -388,3 +388,31 @@ async def test_a_value_is_remembered_within_its_window(tmp_path: Path) -> None:
         assert await journal.remember("s", "k", "second", 60) == "first"
         await clock.advance(61)
         assert await journal.remember("s", "k", "third", 60) == "third"
+
+
+async def test_a_message_stored_twice_at_once_ends_once_however_many_are_known(
+    sqlite: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters._sqlite_tables.KNOWN", 1)
+    one, two = message("1"), message("2")
+    assert await asyncio.gather(*(sqlite.append("r", each) for each in (one, two, one))) == [True, True, False]
+    await sqlite.advance("r", [Finished(one.id, "delivered")])
+    assert [work.message.id for work in await sqlite.stored("r", (), 10, 1 << 20)] == [two.id]
+    counts = sqlite.counts()["r"]
+    assert (counts.get("stored"), counts.get("delivered")) == (1, 1)
+
+
+async def test_a_message_that_was_given_out_is_known_at_one_place_only(
+    sqlite: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters._sqlite_tables.KNOWN", 1)
+    one = message("1")
+    await asyncio.gather(*(sqlite.append("r", each) for each in (one, message("2"))))
+    await sqlite.claim("r", [one.id], [])
+    await sqlite.advance("r", [Finished(one.id, "delivered")])
+    assert await sqlite.replay([one.id], None, "me") == 1
+    await sqlite.advance("r", [Finished(one.id, "dead", reason=Reason("poison", "it kills"))])
+    found = await sqlite.find(one.id)
+    assert found is not None
+    assert found.row.state == "dead"
+    assert one.id not in {work.message.id for work in await sqlite.stored("r", (), 10, 1 << 20)}

@@ -273,3 +273,12 @@ async def test_a_key_is_of_its_route_and_of_a_bounded_length(tmp_path: Path) -> 
         passed = await here.post("passes", {"id": 1}, **{"idempotency-key": "k" * 255})
         assert "idempotent-replayed" not in passed.headers
         assert box("passed").received[0].sender_id == "k" * 255
+
+
+async def test_two_messages_at_once_with_one_key_are_never_both_accepted(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        answers = await asyncio.gather(*(keyed(here, {"id": number}) for number in range(5)))
+        (kept,) = here.journal.records.values()
+        good = [number for number, answer in enumerate(answers) if answer.status_code == 202]
+        assert [{"id": number} for number in good] == [kept.message.tree]
+        assert {answer.json()["code"] for answer in answers if answer.status_code != 202} == {"idempotency_key_reused"}
