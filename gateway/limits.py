@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, field_validator
+from pydantic_core import CoreSchema
 
+from gateway.exact import exact
 from gateway.units import Duration, Rate, Size, duration, rate, size
 
 
@@ -13,6 +16,10 @@ class Limits(BaseModel):
     """What a peer may ask of the gateway. Sizes are bytes, times are seconds once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return exact(handler(source))  # type: ignore[no-any-return]
 
     message: Size = Field(size("1MiB"), le=64 * 1024**2, description="the largest body of a message, 64MiB at most")
     headers: Size = Field(size("32KiB"), description="all header lines of one message together")

@@ -17,13 +17,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     PlainSerializer,
     PlainValidator,
     SecretStr,
     ValidationInfo,
     WithJsonSchema,
 )
+from pydantic_core import CoreSchema
 
+from gateway.exact import exact
 from gateway.units import Duration, Rate, Size, duration, rate, size
 
 __all__ = [
@@ -50,9 +53,16 @@ __all__ = [
 
 
 class Settings(BaseModel):
-    """A frozen settings class: unknown keys are errors, each field has a description, equal settings are equal."""
+    """A frozen settings class: unknown keys are errors, each field has a description, equal settings are equal.
+
+    A number or a truth value has to be one: `"5"` and `no` are text, and refused where they stand for it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, ser_json_bytes="base64")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return exact(handler(source))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import yaml
 from gateway.documents.complaints import Complaint, Loc, Place, quoted, shown_value, subject_of
 from gateway.documents.document import Entry, Node, Scalar
 from gateway.documents.references import References
+from gateway.exact import Referenced
 
 _DEEPEST = 64
 _MOST_BY_ALIASES = 10_000
@@ -184,7 +185,8 @@ class Builder:
         value, secrets, problems = self._references.put_into(written)
         for problem in problems:
             self._complain(index, problem, loc)
-        return Node(self._place(index), value, written, secrets)
+        alone = len(secrets) == 1 and secrets[0][0] == written
+        return Node(self._place(index), Referenced(value) if alone else value, written, secrets)
 
 
 def _index(event: Any) -> int:

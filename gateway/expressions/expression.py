@@ -65,6 +65,7 @@ class Written:
         def compiled(value: Any, info: core_schema.ValidationInfo) -> Any:
             if isinstance(value, cls):
                 return value
+            value = str(value) if isinstance(value, str) else value  # not a reference's own kind of text
             names: frozenset[str] = getattr(info.context, "names", frozenset())
             try:
                 return cls.read(value, names, getattr(info.context, "folder", None))

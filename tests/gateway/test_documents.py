@@ -27,6 +27,7 @@ from gateway.documents import (
     render,
     shown_value,
 )
+from gateway.exact import Referenced
 from gateway.settings import AddressField, Duration, Rate, Settings, Size, Url, duration, rate, size
 
 CASES = sorted((Path(__file__).parent.parent / "cases" / "documents").glob("*.txt"))
@@ -536,3 +537,25 @@ _DATA = st.recursive(
 @given(data=st.dictionaries(_TEXT, _DATA, max_size=3))
 def test_what_is_written_as_json_is_read_as_it_is(data: dict[str, Any]) -> None:
     assert document_of(json.dumps(data, ensure_ascii=False)).data == data
+
+
+def test_a_value_that_is_one_reference_is_told_from_text() -> None:
+    data = document_of('a: "${env:N}"\nb: "x${env:N}"\nc: "5"\n', N="5").data
+    assert [type(value) for value in data.values()] == [Referenced, str, str]
+
+
+def test_text_where_a_truth_value_or_a_number_belongs_is_told_as_it_is_written() -> None:
+    document = document_of('flag: no\ncount: "5"\nother: "${env:WRONG}"\n', WRONG="five")
+    with pytest.raises(ValidationError) as raised:
+        Counted.model_validate(document.data)
+    assert [complaint.text for complaint in complaints_of(raised.value, document, (), Counted)] == [
+        'expected true or false, got "no"',
+        'expected a whole number, got "5"',
+        'expected a whole number, got "${env:WRONG}"',
+    ]
+
+
+class Counted(Settings):
+    flag: bool = Field(default=False, description="flag")
+    count: int = Field(1, description="count")
+    other: int = Field(1, description="other")

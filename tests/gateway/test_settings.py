@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from gateway import Address, ClientTls, ListenAt, Secret, ServerTls, Settings, Url
+from gateway import Address, ClientTls, Duration, Limits, ListenAt, Secret, ServerTls, Settings, Url, duration
+from gateway.exact import Referenced
 from gateway.settings import AddressField, ExistingFile, Folder, Listen, Loading
 
 
@@ -201,3 +202,67 @@ def test_tls_settings_are_one_key(tmp_path: Path) -> None:
     pem.touch()
     assert len({ServerTls(certificate=pem, private_key=pem), ServerTls(certificate=pem, private_key=pem)}) == 1
     assert ClientTls() == ClientTls(ca=None)
+
+
+class Exact(Settings):
+    """Numbers and truth values in all the places where they may stand."""
+
+    flag: bool = Field(default=False, description="a truth value")
+    count: int | None = Field(None, ge=1, description="a number, or none")
+    ratio: float = Field(0.5, description="a number with a fraction")
+    counts: tuple[int, ...] = Field((), description="numbers")
+    header: bool | tuple[str, ...] = Field(default=True, description="a truth value or names")
+    wait: Duration = Field(duration("1s"), description="a unit")
+    default: int = Field(1, description="a field called as a part of a schema is")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"flag": "no"},
+        {"flag": "true"},
+        {"flag": 1},
+        {"count": "5"},
+        {"count": 5.0},
+        {"count": True},
+        {"ratio": "0.5"},
+        {"ratio": True},
+        {"counts": ["5"]},
+        {"header": "yes"},
+        {"default": "1"},
+        {"flag": Referenced("1")},
+        {"count": Referenced("5.0")},
+        {"count": Referenced("0")},
+        {"ratio": Referenced("half")},
+    ],
+    ids=str,
+)
+def test_a_number_is_a_number_and_text_is_text(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Exact.model_validate(given)
+
+
+def test_what_is_written_as_yaml_writes_it_is_taken() -> None:
+    found = Exact.model_validate(
+        {"flag": True, "count": 5, "ratio": 2, "counts": [1, 2], "header": ["a"], "wait": "5s"}
+    )
+    assert (found.flag, found.count, found.ratio, found.counts, found.header) == (True, 5, 2.0, (1, 2), ("a",))
+
+
+def test_a_reference_may_give_a_number_or_a_truth_value() -> None:
+    given = {"flag": "true", "count": "5", "ratio": "0.25", "counts": ["7"], "header": "false", "wait": "5s"}
+    found = Exact.model_validate(
+        {
+            name: [Referenced(one) for one in value] if isinstance(value, list) else Referenced(value)  # type: ignore[arg-type]
+            for name, value in given.items()
+        }
+    )
+    assert (found.flag, found.count, found.ratio, found.counts) == (True, 5, 0.25, (7,))
+    assert (found.header, found.wait) == (False, 5.0)
+
+
+@pytest.mark.parametrize("given", [{"header_count": "5"}, {"header_count": True}, {"json_depth": 5.0}], ids=str)
+def test_limits_are_as_exact(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Limits.model_validate(given)
+    assert Limits.model_validate({"header_count": Referenced("5")}).header_count == 5
