@@ -20,6 +20,8 @@ class Gate:
         self._inside = 0
         self._waiting: OrderedDict[asyncio.Future[bool], bool] = OrderedDict()
         """Who waits, in order, and whether patiently. Who gives up is taken out: a gate may stay full for long."""
+        self._coming = 0
+        """Who was let in and does not run yet: nobody overtakes them, as their order may be that of a lane."""
         self._empty: asyncio.Future[None] | None = None
         self._open = True
         self._stopping = False
@@ -31,8 +33,8 @@ class Gate:
         return self._inside
 
     def enter_at_once(self) -> bool:
-        """Goes in if there is room, without waiting."""
-        if self._inside < self._limit and self._open:
+        """Goes in if there is room and nobody is before it, without waiting."""
+        if self._inside < self._limit and self._open and not self._coming and not self._waiting:
             self._inside += 1
             self._meters.in_flight = self._inside
             return True
@@ -61,16 +63,25 @@ class Gate:
                 self.leave()
             raise
         finally:
-            self._waiting.pop(turn, None)
+            if self._waiting.pop(turn, None) is None:
+                self._coming -= 1
+                self._let_in()
+
+    def _let_in(self) -> None:
+        """Lets in who waits, as many as there is room for."""
+        while self._waiting and self._open and self._inside < self._limit:
+            turn, _ = self._waiting.popitem(last=False)
+            self._coming += 1
+            if not turn.done():
+                self._inside += 1
+                turn.set_result(True)
+        self._meters.in_flight = self._inside
 
     def leave(self) -> None:
         """Goes out; the one that waited longest comes in."""
-        while self._waiting and self._open and self._inside <= self._limit:
-            turn, _ = self._waiting.popitem(last=False)
-            if not turn.done():
-                turn.set_result(True)
-                return
         self._inside -= 1
+        if self._waiting:
+            self._let_in()
         self._meters.in_flight = self._inside
         if not self._inside and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
@@ -100,12 +111,7 @@ class Gate:
         """Lets in again, as many as there is room for."""
         self._open = True
         self._stopping = self._over = False
-        while self._waiting and self._inside < self._limit:
-            turn, _ = self._waiting.popitem(last=False)
-            if not turn.done():
-                self._inside += 1
-                turn.set_result(True)
-        self._meters.in_flight = self._inside
+        self._let_in()
 
     async def drained(self) -> None:
         """Returns once nobody is inside."""
