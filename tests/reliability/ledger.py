@@ -65,6 +65,13 @@ class Fault:
             return False
         return receipt.at_s <= self.ended_s and receipt.answered_s >= self.began_s - self.reach_s
 
+    def caught(self, entry: Sent, first: Receipt) -> bool:
+        """Whether it hit a message on its way from a broker: that one may be stored twice, and so come twice."""
+        return self.target is None and entry.sent_s <= self.began_s <= first.at_s + self.reach_s
+
+
+WRONG = ("lost", "unexpected", "duplicated", "damaged", "disordered", "troubles")
+
 
 @dataclass
 class Verdict:
@@ -89,22 +96,17 @@ class Verdict:
     @property
     def good(self) -> bool:
         """Whether every promise was kept."""
-        return not self.findings
+        return not any(getattr(self, word) for word in WRONG)
 
-    @property
-    def findings(self) -> list[str]:
-        """All that is wrong, each as a line."""
-        return [
-            f"{word}: {text}"
-            for word in ("lost", "unexpected", "duplicated", "damaged", "disordered", "troubles")
-            for text in getattr(self, word)
-        ]
+    def some(self, most: int = 5) -> list[str]:
+        """What is wrong, each as a line: so many of each kind at most."""
+        return [f"{word}: {text}" for word in WRONG for text in getattr(self, word)[:most]]
 
     def add(self, other: Verdict) -> None:
         """Takes over what another run found."""
         for name in ("sent", "acknowledged", "delivered", "recovered", "again", "dead"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("lost", "unexpected", "duplicated", "damaged", "disordered", "troubles"):
+        for name in WRONG:
             getattr(self, name).extend(getattr(other, name))
 
 
@@ -116,14 +118,16 @@ def digest(body: bytes) -> bytes:
 class Ledger:
     """What happened, as seen from outside. Everything is added by the one loop of the checker."""
 
-    def __init__(self, targets: Mapping[str, Sequence[str]]) -> None:
-        """targets: which targets each route has."""
+    def __init__(self, targets: Mapping[str, Sequence[str]], through_brokers: Collection[str] = ()) -> None:
+        """targets: which targets each route has. through_brokers: routes whose broker sends again after a fault."""
         self.targets = targets
+        self.through_brokers = through_brokers
         self.sent: dict[str, Sent] = {}
         self.receipts: dict[str, list[Receipt]] = defaultdict(list)
         self.unknown: list[str] = []
         self.faults: list[Fault] = []
         self.acknowledged = 0
+        """By the gateway itself, not by a broker before it."""
         self.last_receipt_s = 0.0
         self._arrived: set[str] = set()
         """Those that are known to have reached all of their targets."""
@@ -137,6 +141,10 @@ class Ledger:
         """The gateway said that it is safe."""
         entry.acknowledged_s = time.monotonic()
         self.acknowledged += 1
+
+    def confirmed(self, entry: Sent) -> None:
+        """A broker before the gateway said that it has it."""
+        entry.acknowledged_s = time.monotonic()
 
     def heard_no(self, entry: Sent) -> None:
         """The gateway said that it did not take it."""
@@ -185,13 +193,14 @@ class Ledger:
 
     def judge(self, dead: Collection[str] = ()) -> Verdict:
         """What became of everything that was sent. `dead`: what the journal says is a dead letter."""
-        verdict = Verdict(sent=len(self.sent), acknowledged=self.acknowledged, dead=len(dead))
+        verdict = Verdict(sent=len(self.sent), dead=len(dead))
         verdict.unexpected += self.unknown
         for uid, entry in self.sent.items():
             receipts = self.receipts.get(uid, [])
             missing = self.missing(uid)
             if entry.acknowledged_s is not None and missing and uid not in dead:
                 verdict.lost.append(f"{uid} of {entry.route} was acknowledged and did not reach {', '.join(missing)}")
+            verdict.acknowledged += entry.acknowledged_s is not None
             if not missing:
                 verdict.delivered += 1
                 verdict.recovered += entry.acknowledged_s is None
@@ -204,6 +213,7 @@ class Ledger:
 
     def _judge_again(self, entry: Sent, receipts: Iterable[Receipt], verdict: Verdict) -> None:
         before: dict[str, Receipt] = {}
+        via = entry.route in self.through_brokers
         for receipt in receipts:
             earlier = before.get(receipt.target)
             before[receipt.target] = receipt
@@ -211,13 +221,25 @@ class Ledger:
                 continue
             if receipt.target not in self.targets[entry.route]:
                 verdict.unexpected.append(f"{entry.uid} of {entry.route} reached {receipt.target}")
-            if any(fault.excuses(earlier) for fault in self.faults):
+            if any(fault.excuses(earlier) or (via and fault.caught(entry, earlier)) for fault in self.faults):
                 verdict.again += 1
             else:
                 verdict.duplicated.append(
                     f"{entry.uid} reached {receipt.target} again {receipt.at_s - earlier.at_s:.3f} s after it had "
-                    "been accepted there, and nothing was wrong then"
+                    f"been accepted there, and nothing was wrong then: {self._story(entry, receipt.target)}"
                 )
+
+    def _story(self, entry: Sent, target: str) -> str:
+        """What happened to one message, in seconds since the first was sent, with the last fault before each."""
+        began = next(iter(self.sent.values())).sent_s
+        steps = [("sent", entry.sent_s), ("acknowledged", entry.acknowledged_s), ("refused", entry.refused_s)]
+        steps += [(one.kind, one.at_s) for one in self.receipts.get(entry.uid, ()) if one.target == target]
+        told = []
+        for word, at_s in steps:
+            if at_s is not None:
+                before = [fault.what for fault in self.faults if fault.target is None and fault.began_s <= at_s]
+                told.append(f"{word} {at_s - began:.3f}" + (f" (after {before[-1]})" if before else ""))
+        return f"{entry.uid} " + ", ".join(told)
 
     def _judge_order(self, verdict: Verdict) -> None:
         """The first time that a target took each message: in the order of sending, for each key."""
@@ -233,6 +255,9 @@ class Ledger:
         for _, target, key, entry in sorted(firsts, key=lambda first: first[0]):
             before = highest.get((target, key))
             if before is not None and before.number > entry.number:
-                verdict.disordered.append(f"{entry.uid} came after {before.uid} to {target}, of one key")
+                verdict.disordered.append(
+                    f"{entry.uid} came after {before.uid} to {target}, of one key: "
+                    f"{self._story(entry, target)}; {self._story(before, target)}"
+                )
             else:
                 highest[target, key] = entry

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.failpoints import NAMES, VARIABLE
+from tests.reliability.brokers import Brokers
 from tests.reliability.ledger import Verdict
 from tests.reliability.process import GATEWAY
 from tests.reliability.scene import SEEN_WITHIN_S, Scene, scene
-from tests.reliability.targets import Act, moody
+from tests.reliability.targets import moody
 
 ROUNDS = 20
 """Rounds with one journal, before a new one begins."""
@@ -32,11 +33,14 @@ class Stage:
     program: Sequence[str] = GATEWAY
     environment: tuple[tuple[str, str], ...] = ()
     """For every process that is started: what the control build needs."""
+    brokers: Brokers | None = None
+    """Messages come through these too; None: over HTTP and TCP alone."""
 
     @asynccontextmanager
-    async def scene(self, number: int = 0) -> AsyncIterator[Scene]:
+    async def scene(self, number: int = 0, folder: Path | None = None) -> AsyncIterator[Scene]:
         """A scene with moody targets and the usual senders, not started."""
-        async with scene(self.folder / str(number), self.luck, program=self.program) as made:
+        place = folder or self.folder / str(number)
+        async with scene(place, self.luck, program=self.program, brokers=self.brokers) as made:
             made.gateway.environment = dict(self.environment)
             for name, target in made.targets.items():
                 if name != "d":
@@ -58,8 +62,7 @@ async def random_kills(stage: Stage) -> Verdict:
     verdict = Verdict()
     for number, rounds in enumerate(stage.rounds()):
         async with stage.scene(number) as on:
-            await on.gateway.start()
-            on.begin()
+            await on.begin()
             for _ in range(rounds):
                 await on.acknowledged(stage.luck.choice((1, 50, 300, 1000)), 5)
                 await asyncio.sleep(stage.luck.random() * 0.05)
@@ -78,8 +81,7 @@ async def kill_points(stage: Stage) -> Verdict:
     verdict = Verdict()
     for number, rounds in enumerate(stage.rounds()):
         async with stage.scene(number) as on:
-            await on.gateway.start()
-            on.begin()
+            await on.begin()
             await on.acknowledged(50)
             for _ in range(rounds):
                 for name in POINTS:
@@ -110,8 +112,7 @@ async def dead_letters(stage: Stage) -> Verdict:
     verdict = Verdict()
     for number, rounds in enumerate(stage.rounds()):
         async with stage.scene(number) as on:
-            await on.gateway.start()
-            on.begin()
+            await on.begin()
             for _ in range(rounds):
                 await _bury_and_replay(on, stage.luck)
             verdict.add(await on.judged())
@@ -143,8 +144,7 @@ async def stops(stage: Stage) -> Verdict:
     verdict = Verdict()
     for number, rounds in enumerate(stage.rounds()):
         async with stage.scene(number) as on:
-            await on.gateway.start()
-            on.begin()
+            await on.begin()
             for _ in range(rounds):
                 await on.acknowledged(stage.luck.choice((20, 100, 500)), 5)
                 began = time.monotonic()
@@ -169,8 +169,7 @@ async def reloads(stage: Stage) -> Verdict:
     """SIGHUP under load, every second one with a broken file: nothing is lost, nothing comes twice; kill -9 inside."""
     verdict = Verdict()
     async with stage.scene() as on:
-        await on.gateway.start()
-        on.begin()
+        await on.begin()
         good = on.configure()
         for number in range(stage.times):
             await on.acknowledged(stage.luck.choice((5, 50)), 5)
@@ -196,8 +195,7 @@ async def reloads(stage: Stage) -> Verdict:
 async def target_down(stage: Stage) -> Verdict:
     """Two targets are away for `times` seconds: it shows, others go on, and all arrive when they are back."""
     async with stage.scene() as on:
-        await on.gateway.start()
-        on.begin()
+        await on.begin()
         await on.acknowledged(100)
         faults = [on.ledger.fault(f"target {name} down") for name in ("a", "e")]
         for name in ("a", "e"):
@@ -224,4 +222,3 @@ async def _shows(on: Scene, target: str) -> None:
             return
         await asyncio.sleep(0.1)
     on.troubles.append(f"target {target} is away, and readiness does not say so after {SEEN_WITHIN_S:g} s")
-

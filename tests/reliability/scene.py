@@ -13,6 +13,8 @@ from pathlib import Path
 
 import apsw
 
+from tests.reliability.brokers import TARGETS as BROKER_TARGETS
+from tests.reliability.brokers import AmqpSender, Brokers, Lane, MqttSender
 from tests.reliability.ledger import Ledger, Verdict
 from tests.reliability.process import GATEWAY, Gateway, free_ports
 from tests.reliability.senders import HttpSender, Sender, TcpSender
@@ -56,10 +58,13 @@ TARGETS = {"web": ("a", "b", "c"), "plain": ("d",), "lines": ("e",)}
 class Scene:
     """Make one with `scene`."""
 
-    def __init__(self, folder: Path, luck: random.Random, program: Sequence[str], targets: Mapping[str, Sequence[str]]):
+    def __init__(self, folder: Path, luck: random.Random, program: Sequence[str], lane: Lane | None) -> None:
         self.folder = folder
         self.luck = luck
-        self.ledger = Ledger(targets)
+        self.lane = lane
+        """What the scene has at the brokers; None: it does without."""
+        targets = {**TARGETS, **(BROKER_TARGETS if lane is not None else {})}
+        self.ledger = Ledger(targets, through_brokers=BROKER_TARGETS)
         kinds: dict[str, type[Target]] = {"b": TcpTarget, "e": TcpTarget, "g": TcpTarget}
         names = [name for some in targets.values() for name in some]
         self.targets = {name: kinds.get(name, HttpTarget)(name, self.ledger) for name in names}
@@ -70,11 +75,14 @@ class Scene:
         self.answers: list[str] = []
         """What senders were told that was not yes."""
         self.troubles: list[str] = []
+        self.dead: set[str] = set()
+        """Those that the journal had as dead letters at the end."""
+        self.doomed: set[str] = set()
+        """Those that will never arrive, and must be dead letters."""
 
-    def configure(
-        self, *, retry: str = RETRY, steps: str = "", reserve: str = "1MiB", connections: str = "", more: str = ""
-    ) -> str:
+    def configure(self, *, retry: str = RETRY, steps: str = "", reserve: str = "1MiB") -> str:
         """Writes `routes.yaml`, and returns it."""
+        lane, ports = self.lane, {name: target.port for name, target in self.targets.items()}
         text = ROUTES.format(
             api=self.gateway.api_port,
             http=self.http_port,
@@ -82,9 +90,9 @@ class Scene:
             retry=retry,
             steps=steps,
             reserve=reserve,
-            connections=connections,
-            more=more,
-            **{name: target.port for name, target in self.targets.items()},
+            connections=lane.connections if lane is not None else "",
+            more=lane.routes(ports["f"], ports["g"], retry) if lane is not None else "",
+            **ports,
         )
         self.gateway.config.write_text(text)
         return text
@@ -105,9 +113,31 @@ class Scene:
                 if isinstance(sender, HttpSender):
                     sender.in_halves = index == 0
                 self.senders.append(sender)
+        if self.lane is not None:
+            self._add_broker_senders(self.lane)
 
-    def begin(self) -> None:
-        """Lets all senders send."""
+    def _add_broker_senders(self, lane: Lane) -> None:
+        """Two senders more through each broker."""
+        for number in range(2):
+            mqtt = MqttSender(
+                f"readings{number}", "readings", lane.brokers.mqtt_port, self.ledger, self.luck, keyed=True
+            )
+            mqtt.topic = f"{lane.name}/{number}"
+            amqp = AmqpSender(f"orders{number}", "orders", lane.brokers.amqp_port, self.ledger, self.luck, keyed=True)
+            amqp.queue = lane.name
+            for sender in (mqtt, amqp):
+                sender.pause_s = 0.005  # what brokers have confirmed piles up there while the gateway is away
+                self.senders.append(sender)
+
+    async def begin(self) -> None:
+        """Starts the gateway, and lets all senders send once it is ready: its sessions at the brokers are made then."""
+        await self.gateway.start()
+        deadline = time.monotonic() + AGAIN_WITHIN_S
+        while (await self.gateway.ask("GET", "/health/ready"))[0] != 200:
+            if time.monotonic() > deadline:
+                self.troubles.append(f"the gateway is not ready after {AGAIN_WITHIN_S:g} s")
+                break
+            await asyncio.sleep(0.02)
         self._tasks = [asyncio.create_task(sender.run(), name=sender.name) for sender in self.senders]
 
     async def end(self) -> None:
@@ -126,6 +156,20 @@ class Scene:
         deadline = time.monotonic() + timeout_s
         while self.ledger.acknowledged < wanted and time.monotonic() < deadline and self.gateway.running:
             await asyncio.sleep(0.005)
+
+    async def send_deadly(self, word: str) -> str:
+        """One message more, with this text in it. Returns its id once it was acknowledged."""
+        sender = HttpSender("deadly", "web", self.http_port, self.ledger, self.luck, keyed=True)
+        sender.text = word
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.http_port)
+        try:
+            await sender.send_one(reader, writer)
+        except (OSError, EOFError):
+            self.troubles.append("the deadly message was not acknowledged before it killed")
+        finally:
+            writer.transport.abort()
+        self.doomed.add("deadly-1")
+        return "deadly-1"
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
@@ -183,7 +227,7 @@ class Scene:
         """Returns once everything acknowledged has reached its targets, and nothing more came for a moment."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if not self.ledger.waiting() and time.monotonic() - self.ledger.last_receipt_s > 0.3:
+            if not self.ledger.waiting(self.doomed) and time.monotonic() - self.ledger.last_receipt_s > 0.3:
                 return
             await asyncio.sleep(0.05)
 
@@ -207,8 +251,8 @@ class Scene:
         code = await self.gateway.stop()
         if code != 0:
             self.troubles.append(f"the gateway ended a stop with {code}: {self.gateway.tail(600)}")
-        dead = self._check_books()
-        verdict = self.ledger.judge(dead)
+        self.dead = self._check_books()
+        verdict = self.ledger.judge(self.dead)
         verdict.troubles += self.troubles
         verdict.troubles += [f"a sender was told of the inside: {text}" for text in self.answers if _inside(text)]
         return verdict
@@ -288,16 +332,17 @@ async def scene(
     luck: random.Random,
     *,
     program: Sequence[str] = GATEWAY,
-    targets: Mapping[str, Sequence[str]] = TARGETS,
-    configured: bool = True,
+    brokers: Brokers | None = None,
 ) -> AsyncIterator[Scene]:
     """A scene in this folder: its targets listen, its configuration is written, its gateway does not run yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = Scene(folder, luck, program, targets)
+    lane = brokers.lane() if brokers is not None else None
+    if lane is not None:
+        await lane.declare()
+    made = Scene(folder, luck, program, lane)
     for target in made.targets.values():
         await target.up()
-    if configured:
-        made.configure()
+    made.configure()
     try:
         async with made.gateway:
             yield made

@@ -30,13 +30,15 @@ class Sender:
         """Between two messages."""
         self.told: Callable[[str], None] = lambda _text: None
         """Called with each answer that is not yes."""
+        self.text: str | None = None
+        """What is in each body; None: something random."""
         self._key = name if keyed else None
 
     def next(self) -> tuple[Sent, bytes]:
         """The next message, noted."""
         self.number += 1
         uid = f"{self.name}-{self.number}"
-        body = payload(uid, self._key or "none", self.number, self.luck)
+        body = payload(uid, self._key or "none", self.number, self.luck, self.text)
         return self.ledger.sending(uid, self.route, self._key, self.number, body), body
 
     async def run(self) -> None:
@@ -62,10 +64,11 @@ class Sender:
         raise NotImplementedError
 
 
-def payload(uid: str, key: str, number: int, luck: random.Random) -> bytes:
+def payload(uid: str, key: str, number: int, luck: random.Random, text: str | None = None) -> bytes:
     """A body of random size: small ones mostly, some of tens of KiB, with signs that break what is not careful."""
     size = luck.choice((0, 40, 300, 300, 500, 2_000, 2_000, 40_000 if luck.random() < 0.1 else 500))
-    text = "".join(luck.choices(string.printable + "äß€漢\u2028\u0000😀", k=min(size, 400))) * max(1, size // 400)
+    if text is None:
+        text = "".join(luck.choices(string.printable + "äß€漢\u2028\u0000😀", k=min(size, 400))) * max(1, size // 400)
     return json.dumps({"uid": uid, "key": key, "number": number, "text": text}, ensure_ascii=False).encode()
 
 
