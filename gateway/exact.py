@@ -28,7 +28,7 @@ def exact(schema: Any) -> Any:
         return schema
     kind = schema.get("type")
     if kind in _READS and not schema.get("strict"):
-        return core_schema.no_info_before_validator_function(_READS[kind], {**schema, "strict": True})  # type: ignore[misc]
+        return core_schema.no_info_before_validator_function(_READS[kind], {**schema, "strict": True})
     if kind == "model-fields":
         return {**schema, "fields": {name: exact(field) for name, field in schema["fields"].items()}}
     return {key: value if key in _NO_SCHEMAS else exact(value) for key, value in schema.items()}

@@ -47,6 +47,8 @@ class Builder:
         self._events: Iterator[Any] = iter(())
         self._anchors: dict[str, Node | None] = {}
         self._by_aliases = 0
+        self._opened: list[Any] = []
+        """The starts of the lists and mappings in brackets that have not ended yet."""
 
     def root(self) -> Node | None:
         """The file's mapping; None: it can't be read, and why is noted."""
@@ -59,11 +61,20 @@ class Builder:
         except _Stop:
             return None
         except yaml.MarkedYAMLError as error:
-            self._complain(*_syntax(error, self._text))
+            self._complain(*(self._unclosed(error) or _syntax(error, self._text)))
             return None
         except yaml.YAMLError as error:
             self._complain(0, f"this is no YAML: {error}".splitlines()[0])
             return None
+
+    def _unclosed(self, error: yaml.MarkedYAMLError) -> tuple[int, str] | None:
+        """The bracket that is still open where the file ends, if that is what is wrong."""
+        mark = error.problem_mark
+        if not self._opened or mark is None or self._text[mark.index :].strip():
+            return None
+        opened = self._opened[-1]
+        signs = "{}" if isinstance(opened, yaml.MappingStartEvent) else "[]"
+        return _index(opened), f"the {signs[0]} that opens here is never closed; write {signs[1]} where it ends"
 
     def _only_document(self) -> Node:
         next(self._events)
@@ -102,6 +113,8 @@ class Builder:
         self._refuse_tag(event, loc)
         if event.anchor:
             self._anchors[event.anchor] = None
+        if in_brackets := getattr(event, "flow_style", False):
+            self._opened.append(event)
         match event:
             case yaml.MappingStartEvent():
                 node = self._node_of_mapping(event, loc, depth)
@@ -109,6 +122,8 @@ class Builder:
                 node = self._node_of_list(event, loc, depth)
             case _:
                 node = self._node_of_scalar(event, loc)
+        if in_brackets:
+            self._opened.pop()
         node.size += sum(child.size for child in node.children())
         node.height += max((child.height for child in node.children()), default=0)
         if event.anchor:

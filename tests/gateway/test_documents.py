@@ -328,7 +328,7 @@ def test_all_mistakes_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(Complaints) as raised:
         read(tmp_path)
     places = [(Path(each.place.file).name, each.place.line) for each in raised.value.complaints]
-    assert places == [("a.yaml", 1), ("a.yaml", 2), ("b.yaml", 2), ("c.yaml", 1), ("c.yaml", 2)]
+    assert places == [("a.yaml", 1), ("a.yaml", 2), ("b.yaml", 1), ("c.yaml", 1), ("c.yaml", 2)]
     assert str(raised.value).endswith("\n5 complaints")
 
 
@@ -537,6 +537,17 @@ _DATA = st.recursive(
 @given(data=st.dictionaries(_TEXT, _DATA, max_size=3))
 def test_what_is_written_as_json_is_read_as_it_is(data: dict[str, Any]) -> None:
     assert document_of(json.dumps(data, ensure_ascii=False)).data == data
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "sign"),
+    [("bad: [\n", 6, "["), ("bad: [1, 2", 6, "["), ("bad: {b: [1, {c: 2}]\n\n", 6, "{"), ("bad: [{c: 1,\n", 7, "{")],
+)
+def test_a_bracket_that_is_never_closed_is_told_where_it_opens(text: str, column: int, sign: str) -> None:
+    (complaint,) = complaints_on(f"a: 1\n{text}")
+    closing = {"[": "]", "{": "}"}[sign]
+    assert complaint.text == f"the {sign} that opens here is never closed; write {closing} where it ends"
+    assert (complaint.place.line, complaint.place.column) == (2, column)
 
 
 def test_a_value_that_is_one_reference_is_told_from_text() -> None:

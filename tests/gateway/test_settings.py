@@ -253,7 +253,7 @@ def test_a_reference_may_give_a_number_or_a_truth_value() -> None:
     given = {"flag": "true", "count": "5", "ratio": "0.25", "counts": ["7"], "header": "false", "wait": "5s"}
     found = Exact.model_validate(
         {
-            name: [Referenced(one) for one in value] if isinstance(value, list) else Referenced(value)  # type: ignore[arg-type]
+            name: [Referenced(one) for one in value] if isinstance(value, list) else Referenced(value)
             for name, value in given.items()
         }
     )
