@@ -77,11 +77,13 @@ class Delimited:
 
     ended = False
 
-    def __init__(self, delimiter: bytes, *, max_frame_bytes: int) -> None:
+    def __init__(self, delimiter: bytes, *, max_frame_bytes: int, beside: int = 0) -> None:
+        """beside: bytes of a payload that do not count, such as the CR of a line."""
         self.skipped = 0
         self._delimiter = delimiter
-        self._max = max_frame_bytes
-        self._most_unfinished = max_frame_bytes + len(delimiter) - 1
+        self._said = max_frame_bytes
+        self._max = max_frame_bytes + beside
+        self._most_unfinished = self._max + len(delimiter) - 1
         self._buffer = bytearray()
 
     @property
@@ -101,11 +103,11 @@ class Delimited:
         *payloads, rest = data.split(delimiter)
         for payload in payloads:
             if len(payload) > self._max:
-                raise too_large(len(payload), self._max)
+                raise too_large(len(payload), self._said)
             yield payload
         buffer += rest
         if len(buffer) > self._most_unfinished:
-            raise too_large(len(buffer), self._max)
+            raise too_large(len(buffer), self._said)
 
     def eof(self) -> bytes | None:
         if self._buffer:
@@ -126,7 +128,7 @@ class Line:
     ended = False
 
     def __init__(self, ending: bytes = b"\n", *, max_frame_bytes: int) -> None:
-        self._lines = Delimited(b"\n", max_frame_bytes=max_frame_bytes + 1)  # and the CR
+        self._lines = Delimited(b"\n", max_frame_bytes=max_frame_bytes, beside=1)
         self._max = max_frame_bytes
         self._ending = ending
         self.skipped = 0

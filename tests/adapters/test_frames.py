@@ -163,6 +163,12 @@ def test_a_frame_at_the_limit_passes_and_one_byte_more_is_too_large(make: Callab
         assert heard(make(), [make().frame(b"a"), make().frame(b"x" * (MAX + 1))]) == ([b"a"], "too_large")
 
 
+@pytest.mark.parametrize("line", [b"x" * (MAX + 1) + b"\n", b"x" * (MAX + 1) + b"\r\n", b"x" * (MAX + 50)])
+def test_a_line_that_is_too_long_is_told_the_limit_itself(line: bytes) -> None:
+    with pytest.raises(MessageError, match=f"expected at most {MAX};"):
+        list(Line(max_frame_bytes=MAX).feed(line))
+
+
 @pytest.mark.parametrize("make", FRAMERS.values(), ids=FRAMERS)
 def test_a_frame_without_an_end_is_not_kept_beyond_the_limit(make: Callable[[], Framer]) -> None:
     framer = make()
