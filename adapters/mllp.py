@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,7 +31,7 @@ from gateway import (
     new_id,
 )
 from transforms._hl7 import codec
-from transforms._hl7_ack import Header, ack_id, acknowledge, read_answer, read_header
+from transforms._hl7_ack import Fault, Header, ack_id, acknowledge, read_answer, read_header
 
 HL7 = "application/hl7-v2"
 _ALL_OF_IT = 2**31
@@ -64,6 +64,9 @@ class Source(Settings):
 
     `message.type` is MSH-9 such as `ADT^A01`, `message.sender_id` is MSH-10. A frame with several messages is one
     message, acknowledged once, for the first. What has no MSH is answered with AR, and counted.
+
+    To senders of version 2.5 and later ERR-3 says what is wrong: 102 (data type error) when the content was refused,
+    200 when it is a kind of message that is not taken, 207 when it is not the message's fault. ERR-8 says why.
     """
 
     listen: Listen | None = Field(None, description="where to listen, such as 0.0.0.0:2575; TLS by `listeners:`")
@@ -137,7 +140,7 @@ class _Talk:
         if header is None or b"\x1c" in payload:
             self._host.dropped(1, "not HL7")
             text = f"found {payload[:20]!r}, expected an HL7 v2 message in ER7 encoding, MSH first"
-            return self._frame(acknowledge(None, "AR", ack_id(new_id()), text, unsupported=True))
+            return self._frame(acknowledge(None, "AR", ack_id(new_id()), text, fault=Fault.KIND))
         return Message(
             raw=payload,
             content_type=self._content_type,
@@ -148,15 +151,15 @@ class _Talk:
 
     def answer(self, message: Message, outcome: Outcome, link: Link) -> bytes:
         header = read_header(message.raw or b"")
-        code, text, reply = self._said(outcome)
+        said = self._said(outcome)
         if header is not None and isinstance(outcome, Accepted) and outcome.stored and self._waits(header):
             if self._waiting < MOST_WAITING:
                 link.later(self._application(header, message.id))
             else:
                 self._host.dropped(1, "application acknowledgement")
             commit = _asks(header, 15, good=True)
-            return self._frame(acknowledge(header, "CA", ack_id(message.id), text)) if commit else b""
-        return self._written(header, code, message.id, text, reply)
+            return self._frame(acknowledge(header, "CA", ack_id(message.id))) if commit else b""
+        return self._written(header, message.id, said)
 
     def _waits(self, header: Header) -> bool:
         """Whether the sender asks for an application acknowledgement, which says more than that we have it."""
@@ -171,8 +174,8 @@ class _Talk:
             self._waiting -= 1
         if outcome is None or not _asks(header, 16, good=isinstance(outcome, Accepted)):
             return b""
-        code, text, _ = self._said(outcome)
-        return self._frame(acknowledge(header, code, ack_id(new_id()), text))
+        said = self._said(outcome)
+        return self._frame(acknowledge(header, said.code, ack_id(new_id()), said.text, fault=said.fault))
 
     def refusal(self, error: MessageError, link: Link) -> bytes:
         framer = link.framer
@@ -180,46 +183,60 @@ class _Talk:
         if header is None or not header.field(11):  # its end, and so its MSH-10, was not seen
             return b""
         try:
-            return self._written(header, self._codes.refused, new_id(), str(error), None)
+            return self._written(header, new_id(), _Said(self._codes.refused, str(error), Fault.DATA))
         except MessageError:  # it is closed anyway
             return b""
 
-    def _said(self, outcome: Outcome) -> tuple[str, str, bytes | None]:
-        """The code of an outcome, why, and the target's own acknowledgement if there is one."""
+    def _said(self, outcome: Outcome) -> _Said:
+        codes = self._codes
         if isinstance(outcome, Deferred):
-            return self._codes.deferred, "not taken now; send it again later", None
+            return _Said(codes.deferred, "not taken now; send it again later")
         if not isinstance(outcome, Accepted):
             if outcome.code == "internal":
-                return self._codes.internal, "internal error", None
-            return self._codes.refused, outcome.reason, None
+                return _Said(codes.internal, "internal error")
+            return _Said(codes.refused, outcome.reason, Fault.KIND if outcome.code == "unsupported" else Fault.DATA)
         if outcome.reply is None:
-            return "AA", "", None
+            return _Said("AA")
         status = outcome.reply.transport.get("status")
         if isinstance(status, int) and status >= 400:  # an HTTP target's answer is the reply, whatever it says
+            text = f"the target answered {status}"
             later = status >= 500 or status == 429
-            return (self._codes.deferred if later else self._codes.refused), f"the target answered {status}", None
+            return _Said(codes.deferred, text) if later else _Said(codes.refused, text, Fault.DATA)
         try:
             body = outcome.reply.body
             if read_header(body) is not None:
                 self._frame(body)
-                return "AA", "", body
+                return _Said("AA", reply=body)
         except MessageError as error:
-            return self._codes.internal, f"the reply can't be said: {error}", None
-        return "AA", "", None
+            return _Said(codes.internal, f"the reply can't be said: {error}")
+        return _Said("AA")
 
-    def _written(self, header: Header | None, code: str, own_id: str, text: str, reply: bytes | None) -> bytes:
-        frame = self._frame
+    def _written(self, header: Header | None, own_id: str, said: _Said) -> bytes:
+        frame, code, reply = self._frame, said.code, said.reply
+
+        def acknowledged(code: str, own_id: str) -> bytes:
+            return frame(acknowledge(header, code, ack_id(own_id), said.text, fault=said.fault))
+
         if header is None or not self._enhanced or not header.enhanced:
-            return frame(reply if reply is not None else acknowledge(header, code, ack_id(own_id), text))
+            return frame(reply) if reply is not None else acknowledged(code, own_id)
         good = code == "AA"
         commit = _asks(header, 15, good=good)
-        said = frame(acknowledge(header, f"C{code[1]}", ack_id(own_id), text)) if commit else b""
+        answers = acknowledged(f"C{code[1]}", own_id) if commit else b""
         # A message that was not committed has no application acknowledgement: 2.9.3.1.
         if good or not commit:
             taken = good and (reply is None or (answer := read_answer(reply)) is None or answer.code[1:] == "A")
             if _asks(header, 16, good=taken):
-                said += frame(reply if reply is not None else acknowledge(header, code, ack_id(new_id()), text))
-        return said
+                answers += frame(reply) if reply is not None else acknowledged(code, new_id())
+        return answers
+
+
+class _Said(NamedTuple):
+    """The code of an outcome, why, what is wrong, and the target's own acknowledgement if there is one."""
+
+    code: str
+    text: str = ""
+    fault: Fault = Fault.INTERNAL
+    reply: bytes | None = None
 
 
 def _asks(header: Header, field: int, *, good: bool) -> bool:

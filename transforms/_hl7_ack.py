@@ -8,6 +8,7 @@ Source: HL7 v2.5.1 chapter 2, sections 2.9.2 (original mode), 2.9.3 (enhanced mo
 from __future__ import annotations
 
 import time
+from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -144,12 +145,25 @@ def ack_id(message_id: str) -> bytes:
     return (message_id[:8] + message_id[9:13] + message_id[-8:]).encode()
 
 
-def acknowledge(header: Header | None, code: str, own_id: bytes, text: str = "", *, unsupported: bool = False) -> bytes:
+class Fault(Enum):
+    """What an ERR segment says is wrong. Source: HL7 table 0357, which has no word for what a check refuses."""
+
+    DATA = (102, b"Data type error")
+    """The content is not as it has to be."""
+    KIND = (200, b"Unsupported message type")
+    """It is the kind of message that is not taken, and not its content."""
+    INTERNAL = (207, b"Application internal error")
+    """It is not the message: not now, or a fault of ours."""
+
+
+def acknowledge(
+    header: Header | None, code: str, own_id: bytes, text: str = "", *, fault: Fault = Fault.INTERNAL
+) -> bytes:
     """The acknowledgement of a message, with the sender's own delimiters and charset.
 
     header: of the message; None: it has none, and the answer goes to nobody by name.
     code: MSA-1. own_id: MSH-10 of the answer, 20 bytes at most. text: why not, cut to 80 characters.
-    unsupported: it is the kind of message that is not taken, and not its content.
+    fault: ERR-3, for a code that is not A.
     """
     if header is None:
         header = Header([b"|", b"^~\\&", *[b""] * 8, b"P", b"2.5"], b"|", b"^")
@@ -162,7 +176,7 @@ def acknowledge(header: Header | None, code: str, own_id: bytes, text: str = "",
     answer = (b"MSA", code.encode(), header.field(10), shown) if shown else (b"MSA", code.encode(), header.field(10))
     lines = [separator.join(fields), separator.join(answer)]
     if code[1] != "A" and header.version >= (2, 5):
-        number, name = (200, b"Unsupported message type") if unsupported else (207, b"Application internal error")
+        number, name = fault.value
         error = header.component.join((b"%d" % number, name, b"HL70357"))
         lines.append(separator.join((b"ERR", b"", b"", error, b"E", b"", b"", b"", shown)))
     return b"\r".join((*lines, b""))

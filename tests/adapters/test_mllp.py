@@ -148,6 +148,22 @@ async def test_a_refusal_says_whether_sending_again_helps(why: str, expected: st
         assert (await peer.answer()).endswith(f"\rMSA|{expected}|{why}|{text}\r".encode())
 
 
+@pytest.mark.parametrize(
+    ("why", "error"),
+    [
+        ("refused", b"102^Data type error"),
+        ("malformed", b"102^Data type error"),
+        ("unsupported", b"200^Unsupported message type"),
+        ("internal", b"207^Application internal error"),
+        ("deferred", b"207^Application internal error"),
+    ],
+)
+async def test_a_refusal_says_whose_fault_it_is(why: str, error: bytes) -> None:
+    async with talking(outcomes) as (peer, _, _):
+        peer.send(framed(adt(why).replace(b"|2.4", b"|2.5.1")))
+        assert b"\rERR|||" + error + b"^HL70357|E|" in await peer.answer()
+
+
 async def test_the_codes_are_configurable() -> None:
     codes = Codes(refused="AR", deferred="AE", internal="AE")
     async with talking(outcomes, codes=codes) as (peer, _, _):

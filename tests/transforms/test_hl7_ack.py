@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import new_id
-from transforms._hl7_ack import ack_id, acknowledge, read_answer, read_header
+from transforms._hl7_ack import Fault, ack_id, acknowledge, read_answer, read_header
 
 CASES = sorted(Path(__file__).parents[1].joinpath("cases/hl7").glob("ack_*.txt"))
 
@@ -62,7 +62,12 @@ def test_a_peer_that_sent_no_header_gets_one_of_ours() -> None:
 
 def test_what_is_not_taken_at_all_is_error_200() -> None:
     header = read_header(b"MSH|^~\\&|A||||||ADT^A01|7|P|2.5\r")
-    assert b"\rERR|||200^Unsupported message type^HL70357|E|" in acknowledge(header, "AR", b"OWN", unsupported=True)
+    assert b"\rERR|||200^Unsupported message type^HL70357|E|" in acknowledge(header, "AR", b"OWN", fault=Fault.KIND)
+
+
+def test_what_is_wrong_in_the_content_is_error_102() -> None:
+    header = read_header(b"MSH|^~\\&|A||||||ADT^A01|7|P|2.5\r")
+    assert b"\rERR|||102^Data type error^HL70357|E|" in acknowledge(header, "AE", b"OWN", "no id", fault=Fault.DATA)
 
 
 def test_an_answers_own_id_is_short_and_its_own() -> None:
