@@ -109,7 +109,12 @@ class Source(Settings):
 
     listen: Listen = Field(description="where to listen, such as 127.0.0.1:8081; many routes share one address")
     path: Path = Field("/", description="the path, whose segments may be parameters: /orders/{id}")
-    methods: tuple[Method, ...] = Field(("POST",), min_length=1, description="the methods; others are answered 405")
+    methods: tuple[Method, ...] = Field(
+        ("POST",),
+        min_length=1,
+        description="the methods; others are answered 405. Where GET is taken HEAD is, too, "
+        "and OPTIONS is always answered",
+    )
     content_types: tuple[Annotated[str, AfterValidator(_media_type)], ...] = Field(
         (), description="the content types that are taken, others are answered 415; default: all"
     )

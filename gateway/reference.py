@@ -93,8 +93,21 @@ class Reference:
                 found.setdefault(word, []).append(kind)
         return dict(sorted(found.items()))
 
+    @cached_property
+    def choices(self) -> dict[str, Schema]:
+        """The settings that are a choice of words with settings of their own, such as `framing`: each with the words."""
+        found = {}
+        for shape in self._schema["$defs"].values():
+            for name, setting in shape.get("properties", {}).items():
+                words = next((form["properties"] for form in self._forms(setting) if _is_choice(form)), None)
+                if words is not None:
+                    found[name] = words
+        return found
+
     def page(self, word: str, *, level: int = 1, examples: bool = True) -> str:
-        """One component with all that it can be, and with its examples or with links to them."""
+        """One component with all that it can be, and with its examples or with links to them; or one of `choices`."""
+        if word in self.choices:
+            return self._choice_page(word, level)
         lines = [f"{'#' * level} {word}", ""]
         for kind in self.words[word]:
             lines += self._section(kind, word, level + 1)
@@ -109,7 +122,21 @@ class Reference:
         parts = [_HEAD, "## routes.yaml\n", *self._parts()]
         for title, words in (("Sources and sinks", adapters), ("Formats", formats), ("Steps and patterns", steps)):
             parts += [f"## {title}\n", *(self.page(word, level=3, examples=False) for word in words)]
+        parts += ["## Settings that are a choice\n", *(self.page(name, level=3) for name in sorted(self.choices))]
         return "\n".join(parts)
+
+    def _choice_page(self, name: str, level: int) -> str:
+        lines = [
+            f"{'#' * level} {name}",
+            "",
+            f"`{name}: word` where it needs no settings, else `{name}: {{word: …}}`.",
+            "",
+        ]
+        for word, shape in self.choices[name].items():
+            rows = [*self._rows(shape)]
+            lines += [f"{'#' * (level + 1)} {name}: {word}", "", shape.get("description", ""), ""]
+            lines += _table(rows) if rows else ["It has no settings.", ""]
+        return "\n".join(lines).rstrip() + "\n"
 
     def _parts(self) -> Iterator[str]:
         for name, title in _PARTS.items():
@@ -138,6 +165,9 @@ class Reference:
         own = {key: value for key, value in shape.get("properties", {}).items() if key not in connection}
         rows = [*self._rows({**shape, "properties": own})]
         lines += [*_table(rows)] if rows else ["It has no settings.", ""]
+        for name in own:
+            if name in self.choices:
+                lines += [f"What each `{name}` is, with its settings: `gateway doc {name}`.", ""]
         if connection:
             lines += [f"Without `connection`, the settings of {word} as a connection may stand here.", ""]
         return lines
@@ -204,7 +234,7 @@ class Reference:
         kind = kind[0] if isinstance(kind, list) else kind
         if kind == "array":
             return f"list of {self._type(setting.get('items', {}))}"
-        if kind == "object" and "maxProperties" in setting:
+        if _is_choice(setting):
             return " ".join(f"`{name}:`" for name in setting["properties"])
         if kind == "object" and isinstance(setting.get("additionalProperties"), Mapping):
             return f"name: {self._type(setting['additionalProperties'])}"
@@ -225,6 +255,11 @@ class Reference:
 
     def _has_example(self, name: str) -> bool:
         return self._examples is not None and (self._examples / name).is_file()
+
+
+def _is_choice(form: Schema) -> bool:
+    """Whether it is `{word: settings}` with one of some words."""
+    return form.get("maxProperties") == 1 and "properties" in form
 
 
 def _example_names(kind: Kind, word: str) -> Iterator[str]:

@@ -41,7 +41,9 @@ def list_(
 
 
 def doc(
-    name: Annotated[str | None, typer.Argument(help="The name of a component, such as http or map.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The name of a component, such as http or map; or framing.")
+    ] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="The whole reference.")] = False,
 ) -> None:
@@ -55,10 +57,10 @@ def doc(
         say(reference.whole().rstrip())
     elif name is None:
         raise typer.BadParameter("expected the name of a component, or --all; gateway list shows the names")
-    elif name in reference.words:
+    elif name in reference.words or name in reference.choices:
         say(reference.page(name).rstrip())
     else:
-        hint = did_you_mean(name, reference.words) or "; gateway list shows the names"
+        hint = did_you_mean(name, [*reference.words, *reference.choices]) or "; gateway list shows the names"
         say_error(f'there is no component "{name}"{hint}')
         raise typer.Exit(1)
 

@@ -167,6 +167,13 @@ def test_doc_prints_one_component(run: Run) -> None:
     assert "| `every` | duration |" in out
 
 
+def test_doc_prints_a_setting_that_is_a_choice(run: Run) -> None:
+    code, out, _ = run("doc", "framing")
+    assert code == 0
+    assert "## framing: length" in out
+    assert "did you mean framing?" in run("doc", "framming")[2]
+
+
 def test_doc_suggests_what_was_meant(run: Run) -> None:
     assert run("doc", "mqt") == (1, "", 'there is no component "mqt"; did you mean mqtt?\n')
 

@@ -53,6 +53,15 @@ def test_a_page_of_a_component_with_a_connection_says_where_its_settings_are() -
     assert page.count("| **`url`** | URL |") == 1
 
 
+def test_each_framing_is_there_with_its_settings() -> None:
+    page = REFERENCE.page("framing")
+    for word in ("line", "delimiter", "length", "stx_etx", "fixed", "raw", "mllp", "fix"):
+        assert f"## framing: {word}\n" in page
+    assert "| **`end`** | text |  | the bytes after each body" in page
+    assert "| `digits` | whole number, 1 to 10 |  | width of a length in decimal digits, such as 0042 |" in page
+    assert "`gateway doc framing`" in REFERENCE.page("tcp")
+
+
 def test_a_nameless_component_shows_what_its_value_is() -> None:
     assert "Its value, `filter: …`: an expression:" in REFERENCE.page("filter")
 
