@@ -1,84 +1,78 @@
-"""What the http sink does around a request: the client with its TLS, errors as sentences, and reading an answer."""
+"""What the http sink does around a request: the pool with its TLS, errors as sentences, and reading an answer."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-from datetime import UTC, timedelta
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-
-from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import ConnectError, ConnectTimeoutError, PoolTimeoutError, RequestError, RequestTimeoutError
-from pyreqwest.response import Response
+from urllib.parse import quote, urlsplit
 
 from adapters._encoding import decompressed
-from gateway import ClientTls, ConfigError, Limits, Message, MessageError, PeerError, client_context
+from adapters._http_pool import ConnectError, Pool
+from adapters._http_wire import Answer, WireError, tls_fault
+from gateway import Address, ClientTls, Limits, Message, MessageError, PeerError, client_context
 
 # Trying again changes nothing: the message has to be another one. All others may pass.
 FINAL = frozenset({400, 409, 413, 415, 422})
 _LONGEST_WAIT_S = 3600.0
 _IDLE_S = 30.0
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
-_FAULTS = {
-    "Connection refused": "connection refused; is it running?",
-    "failed to lookup address": "the host name is not known",
-    "UnknownIssuer": "its certificate is by an unknown authority; name its authority in tls.ca",
-    "certificate expired": "its certificate has expired; it needs a new one",
-    "certificate not valid for name": "its certificate is for another host; is the url right?",
-    "certificate not valid yet": "its certificate is not valid yet; is the clock right?",
-    "InvalidContentType": "it does not speak TLS; write http:// in the url, or check the port",
-    "CertificateRequired": "it asks for a client certificate; set tls.certificate and tls.private_key",
-    "HandshakeFailure": "it refuses the handshake; does it ask for a client certificate?",
-    "UnknownCA": "it does not trust the authority of our certificate",
-    "Connection reset": "it reset the connection",
-    "connection closed before message completed": "it closed the connection without an answer",
-    "end of file before message length": "it closed the connection inside its answer",
-    "No route to host": "no route to host",
-    "Network is unreachable": "the network is unreachable",
-}
+"""Shorter than most servers keep a connection."""
+_IN_TARGETS = "%/?:@!$&'()*+,;=~[]"
+_PORTS = {"http": 80, "https": 443}
 
 
-def client(tls: ClientTls | None, *, timeout_s: float, connect_timeout_s: float, connections: int) -> Client:
-    """A pooled HTTP/1.1 client that follows no redirects, decompresses nothing and knows no proxy.
+@asynccontextmanager
+async def pool(
+    origin: str, tls: ClientTls | None, limits: Limits, *, timeout_s: float, connect_timeout_s: float, connections: int
+) -> AsyncIterator[Pool]:
+    """A pool of connections to the server of an origin such as `https://erp.example:8443`, while the context lasts.
 
     Raises:
         ConfigError: a file of `tls` can't be used.
     """
-    timeout = timedelta(seconds=timeout_s)
-    builder = (
-        ClientBuilder()
-        .http1_only()
-        # Cancelling a send does not stop the request: these do.
-        .timeout(timeout)
-        .pool_timeout(timeout)
-        .connect_timeout(timedelta(seconds=connect_timeout_s))
-        .max_connections(connections)
-        # Shorter than most servers keep a connection: one that they close meanwhile is a failed send.
-        .pool_idle_timeout(timedelta(seconds=_IDLE_S))
-        .pool_max_idle_per_host(connections)
-        .follow_redirects(enable=False)
-        .referer(enable=False)
-        .gzip(enable=False)
-        .deflate(enable=False)
-        .brotli(enable=False)
-        .zstd(enable=False)
-        .no_proxy()
-        .user_agent("interchange-gateway")
+    parts = urlsplit(origin)
+    address = Address(parts.hostname or "", parts.port or _PORTS[parts.scheme.lower()])
+    context = _context(tls or ClientTls()) if parts.scheme.lower() == "https" else None
+    made = Pool(
+        address,
+        context,
+        limits,
+        connections=connections,
+        timeout_s=timeout_s,
+        connect_timeout_s=connect_timeout_s,
+        idle_s=_IDLE_S,
     )
-    if tls is not None:
-        # It says in sentences what is wrong with a file; the client's own errors name none.
-        client_context(tls)
-        if tls.ca is not None:
-            for certificate in _CERTIFICATE.findall(tls.ca.read_bytes()):
-                builder = builder.add_root_certificate_pem(certificate)
-        if tls.certificate is not None:
-            key = tls.private_key or tls.certificate
-            builder = builder.identity_pem(key.read_bytes() + b"\n" + tls.certificate.read_bytes())
     try:
-        return builder.build()
-    except (ValueError, RequestError) as error:
-        raise ConfigError(f"tls: the certificates can't be used: {error}") from error
+        yield made
+    finally:
+        made.close()
+
+
+def _context(tls: ClientTls) -> ssl.SSLContext:
+    """That of `client_context`, which trusts the authorities of `ca` beside the system's own."""
+    client_context(tls)  # says in sentences what is wrong with a file
+    context = client_context(tls.model_copy(update={"ca": None}))
+    if tls.ca is not None:
+        context.load_verify_locations(str(tls.ca))
+    return context
+
+
+def host_header(origin: str) -> bytes:
+    """The Host header of an origin: its host, in ASCII, and its port if it has one."""
+    return origin.partition("://")[2].encode("idna" if not origin.isascii() else "ascii")
+
+
+def target_of(url: str, origin: str) -> bytes:
+    """The request target of a URL of this origin: path and query, percent-encoded, without the fragment."""
+    target = url[len(origin) :].partition("#")[0]
+    if not target.startswith("/"):
+        target = f"/{target}"
+    return (target if target.isascii() else quote(target, safe=_IN_TARGETS)).encode()
 
 
 def modified(tls: ClientTls | None) -> tuple[int, ...]:
@@ -90,59 +84,37 @@ def modified(tls: ClientTls | None) -> tuple[int, ...]:
         return ()
 
 
-def peer_error(who: str, error: RequestError, *, timeout_s: float, connect_timeout_s: float) -> PeerError:
-    """A failed request as a sentence that begins with `who`. The client's own texts hold the whole URL: not used."""
-    causes = [cause["message"] for cause in (error.details.get("causes") or [])[1:]]
-    connecting = "client error (Connect)" in causes
-    if isinstance(error, PoolTimeoutError):
-        return PeerError(f"{who}: all connections were busy for {timeout_s:g} s; raise connections, or is it too slow?")
-    if isinstance(error, ConnectTimeoutError) and connecting:
-        return PeerError(f"{who}: no connection within {connect_timeout_s:g} s; is it reachable?")
-    if isinstance(error, RequestTimeoutError):
-        return PeerError(f"{who}: no answer within {timeout_s:g} s", too_late=True)
-    for sign, sentence in _FAULTS.items():
-        if any(sign in cause for cause in causes):
-            return PeerError(f"{who}: {sentence}")
-    if isinstance(error, ConnectError) and connecting:
-        return PeerError(f"{who}: no connection: {causes[-1].lower()}")
-    return PeerError(f"{who}: it did not answer in HTTP/1.1: {causes[-1].lower() if causes else 'unknown reason'}")
+def peer_error(who: str, error: WireError | ConnectError, *, connect_timeout_s: float) -> PeerError:
+    """A failed request as a sentence that begins with `who`."""
+    if isinstance(error, WireError):
+        return PeerError(f"{who}: {error}", too_late=error.late)
+    return PeerError(f"{who}: {_why_not_connected(error.__cause__, connect_timeout_s)}")
 
 
-class cancellable:  # noqa: N801 - reads as a word where it is used
-    """Makes sure that a cancellation is heard: the client loses one that comes in the moment of an answer."""
+def _why_not_connected(cause: BaseException | None, connect_timeout_s: float) -> str:
+    if isinstance(cause, TimeoutError):
+        return f"no connection within {connect_timeout_s:g} s; is it reachable?"
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused; is it running?"
+    if isinstance(cause, ssl.SSLError):
+        return tls_fault(cause)
+    if isinstance(cause, socket.gaierror):
+        return "the host name is not known"
+    if isinstance(cause, OSError) and cause.errno:
+        return f"no connection: {os.strerror(cause.errno).lower()}"
+    return f"no connection: {str(cause).lower() or 'unknown reason'}"
 
-    __slots__ = ("_before", "_task")
 
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._before = 0 if self._task is None else self._task.cancelling()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        lost = self._task is not None and self._task.cancelling() > self._before
-        if lost and not isinstance(error, asyncio.CancelledError):
-            raise asyncio.CancelledError
-
-
-async def read(response: Response, message: Message, limits: Limits, who: str) -> Message:
-    """The answer to a message, whole.
+def read(answer: Answer, message: Message, limits: Limits, who: str) -> Message:
+    """The answer to a message, as its reply.
 
     Raises:
-        PeerError: it is larger than `limits.message`, or not what its Content-Encoding says.
+        PeerError: it is not what its Content-Encoding says.
     """
-    headers = _headers(response)
-    limit = limits.message
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise PeerError(f"{who}: its answer is larger than {limit} bytes; raise limits.message if it may be")
-    # It gives less than asked for only at the end, and without a second wait what came with the head.
-    found = await response.body_reader.read(limit + 1)
-    raw = b"" if found is None else found.to_bytes()
-    if len(raw) > limit:
-        raise PeerError(f"{who}: its answer is larger than {limit} bytes; raise limits.message if it may be")
-    encoding = headers.pop("content-encoding", None)
-    if encoding is not None:
+    status, headers, raw = answer
+    if "content-encoding" in headers:
         try:
-            raw = decompressed(raw, encoding, limits)
+            raw = decompressed(raw, headers.pop("content-encoding"), limits)
         except MessageError as error:
             raise PeerError(f"{who}: its answer can't be read: {error}") from error
     return Message(
@@ -150,7 +122,7 @@ async def read(response: Response, message: Message, limits: Limits, who: str) -
         raw=raw,
         content_type=headers.get("content-type") or "application/octet-stream",
         headers=headers,
-        transport={"status": response.status},
+        transport={"status": status},
         correlation_id=message.correlation_id,
         causation_id=message.id,
         traceparent=message.traceparent,
@@ -158,11 +130,9 @@ async def read(response: Response, message: Message, limits: Limits, who: str) -
     )
 
 
-def failure(who: str, reply: Message, now_s: float) -> MessageError | PeerError | None:
-    """What an answer means for its message; None: delivered. `now_s`: seconds since 1970, for a Retry-After date."""
+def failure(who: str, reply: Message, now_s: float) -> MessageError | PeerError:
+    """What an answer that is not 2xx means for its message. `now_s`: seconds since 1970, for a Retry-After date."""
     status = reply.transport["status"]
-    if 200 <= status <= 299:
-        return None
     try:
         phrase = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -186,18 +156,3 @@ def retry_after(value: str | None, now_s: float) -> float | None:
             return None
         wait_s = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_s
     return min(max(wait_s, 0.0), _LONGEST_WAIT_S)
-
-
-def _headers(response: Response) -> dict[str, str]:
-    found: dict[str, str] = {}
-    try:
-        for name, value in response.headers.items():
-            found[name] = f"{found[name]}, {value}" if name in found else value
-    except ValueError:  # a value that is not ASCII, which the client can't show: those that it can
-        found = {}
-        for name in set(response.headers.keys()):
-            try:
-                found[name] = ", ".join(response.get_header_all(name))
-            except ValueError:
-                continue
-    return found

@@ -12,12 +12,11 @@ from typing import Annotated, Literal, Self, assert_never
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
-from pyreqwest.client import Client
-from pyreqwest.exceptions import RequestError
-from pyreqwest.http import Url
 
 from adapters._encoding import decompressed
-from adapters._http_client import cancellable, client, failure, modified, peer_error, read
+from adapters._http_client import failure, host_header, modified, peer_error, pool, read, target_of
+from adapters._http_pool import ConnectError, Pool
+from adapters._http_wire import WireError
 from adapters._listener import Listener
 from adapters._paths import checked_pattern, shape
 from adapters._request import JSON_TYPE, PROBLEM, Refusal, Request, header_lines, problem
@@ -318,51 +317,55 @@ class Sink(Settings):
         Raises:
             ConfigError: a file of `tls` can't be used.
         """
-        pool = client(
+        async with pool(
+            self.url.origin,
             self.tls,
+            host.limits,
             timeout_s=self.timeout,
             connect_timeout_s=self.connect_timeout,
             connections=self.connections,
-        )
-        async with pool:
-            yield self._sender(pool, host)
+        ) as connections:
+            yield self._sender(connections, host)
 
-    def _sender(self, pool: Client, host: Host) -> Send:
-        parts = urlsplit(self.url.text)
-        who = f"{parts.scheme}://{parts.netloc}"
-        suffix = f".{host.target}"
-        bodiless = self.method in ("GET", "HEAD")
-        authorization = self._authorization()
-        constant = Url(self.url.text) if self.url.constant else None
+    def _sender(self, connections: Pool, host: Host) -> Send:
+        who, suffix, limits, now_s = self.url.origin, f".{host.target}", host.limits, host.clock.time
+        bodiless, head = self.method in ("GET", "HEAD"), self.method == "HEAD"
+        constant = target_of(self.url.text, who) if self.url.constant else None
+        method, headers, common = self.method.encode(), tuple(self.headers.items()), self._common()
         files = modified(self.tls)
 
         async def send(message: Message) -> Message | None:
-            request = pool.request(self.method, constant or self._target(message))
-            fields = {"idempotency-key": message.id + suffix}
-            if not bodiless:
-                fields["content-type"] = _sendable("content-type", message.content_type)
-                request = request.body_bytes(message.body)
+            target = constant or target_of(self._target(message), who)
+            fields = [f"idempotency-key: {message.id}{suffix}\r\n"]
             if message.traceparent is not None:
-                fields["traceparent"] = _sendable("traceparent", message.traceparent)
-            if authorization is not None:
-                fields["authorization"] = authorization
-            for name, value in self.headers.items():
-                fields[name] = _sendable(name, value.text_of(message))
+                fields.append(f"traceparent: {_sendable('traceparent', message.traceparent)}\r\n")
+            for name, value in headers:
+                fields.append(f"{name}: {_sendable(name, value.text_of(message))}\r\n")
+            body = b""
+            if not bodiless:
+                body = message.body
+                content_type = _sendable("content-type", message.content_type)
+                fields.append(f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n")
+            request = b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method, target, common, "".join(fields).encode(), body)
             try:
-                with cancellable():
-                    async with request.headers(fields).build_streamed() as response:
-                        reply = await read(response, message, host.limits, who)
-            except RequestError as error:
-                failed = peer_error(who, error, timeout_s=self.timeout, connect_timeout_s=self.connect_timeout)
+                answer = await connections.ask(request, without_body=head)
+            except (WireError, ConnectError) as error:
+                failed = peer_error(who, error, connect_timeout_s=self.connect_timeout)
                 # A renewed certificate, of ours or of an authority, is read when the engine opens this anew.
                 failed.reconnect = modified(self.tls) != files
                 raise failed from error
-            refused = failure(who, reply, host.clock.time())
-            if refused is not None:
-                raise refused
+            reply = read(answer, message, limits, who)
+            if not 200 <= answer.status <= 299:
+                raise failure(who, reply, now_s())
             return reply
 
         return send
+
+    def _common(self) -> bytes:
+        """The header lines that all requests have."""
+        lines = b"host: %b\r\naccept: */*\r\nuser-agent: interchange-gateway\r\n" % host_header(self.url.origin)
+        authorization = self._authorization()
+        return lines if authorization is None else lines + b"authorization: %b\r\n" % authorization.encode()
 
     def _target(self, message: Message) -> str:
         target: str = self.url(message)
