@@ -23,7 +23,7 @@ log = logging.getLogger("gateway.delivery")
 
 BATCH = 256
 AGAIN_S = 1.0
-"""How long the journal is left alone when it could not be asked."""
+"""How long the journal is left alone when it could not be asked, or could not tell for sure."""
 SUSPECT_CLAIMS = 2
 """Begun this often without an end, a message is run alone: only then does it answer for a crash."""
 POISON_CLAIMS = 5
@@ -53,6 +53,8 @@ class Delivering:
         """Messages that are being stored while nobody waits for it any more: only the journal can give them out."""
         self._recount = True
         """Deliveries in the journal may have become others than this knows of."""
+        self._recount_at: float | None = None
+        """When they are counted again, since some were on their way while they were counted."""
         self._held: deque[Work] = deque()
         """Suspects that wait for their turn to run alone, and what must stay behind them in its lane."""
         self._alone: Job | None = None
@@ -175,11 +177,12 @@ class Delivering:
     async def _look(self) -> None:
         """Takes on what the journal has, then waits until it may have more."""
         self._wake.clear()
-        if self._recount:
+        if self._recount or (self._recount_at is not None and self._journal.now() >= self._recount_at):
             self._recount = False
             self._dispatch.moved = set()
             await self._journal.advance(self._route, [])  # what was handed over is counted as well
-            self._dispatch.count_parked(await self._journal.lanes(self._route))
+            exact = self._dispatch.count_parked(await self._journal.lanes(self._route))
+            self._recount_at = None if exact else self._journal.now() + AGAIN_S
         if not self._dispatch.stopping:
             await self._load_due()
             await self._send_suspects()

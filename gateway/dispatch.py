@@ -197,22 +197,25 @@ class Dispatch:
                 return  # it was replayed while others of its lane are in memory
         self._senders[parcel.target].put(parcel)
 
-    def count_parked(self, pending: Mapping[Lane, int]) -> None:
+    def count_parked(self, pending: Mapping[Lane, int]) -> bool:
         """Takes over how many parcels of each lane the journal has pending.
 
         Lanes that moved while it was asked may have more than it knew of, and are better thought to have too many:
-        then the next ones go through the journal, while with too few they would overtake.
+        then the next ones go through the journal, while with too few they would overtake. Whether all were counted.
         """
+        exact = True
         for lane in {*pending, *self.parked}:
             here = sum(1 for parcel in self._lanes.get(lane, ()) if parcel.job is not None and parcel.written)
             count = pending.get(lane, 0) - here
             if self.moved is not None and lane in self.moved:
+                exact = False
                 count = max(count, self.parked.get(lane, 0))
             if count > 0:
                 self.parked[lane] = count
             else:
                 self.parked.pop(lane, None)
         self.moved = None
+        return exact
 
     def _move(self, lane: Lane | None) -> None:
         if self.moved is not None and lane is not None:
@@ -356,7 +359,8 @@ class Dispatch:
         changes: list[Change] = []
         unwritten = [parcel.job for parcel in parcels if parcel.job is not None and not parcel.written]
         written = [parcel for parcel in parcels if parcel.written]
-        for ahead in ahead_of(unwritten, self._lanes):
+        jobs = list(ahead_of(unwritten, self._lanes))
+        for ahead in jobs:
             changes.append(ahead.written(now))
             self._keep_busy(ahead, parcels)
         head = parcels[0]
@@ -365,7 +369,7 @@ class Dispatch:
         # one that was replayed is due; behind another it is not any more
         changes += [parcel.attempted(None) for parcel in written if parcel.job is None and parcel is not head]
         if changes:
-            await self._journal.advance(self._route, changes)
+            await self._handed_in(changes, jobs)
         for parcel in parcels:
             self.busy.discard(parcel.name)
             job = parcel.job
@@ -389,10 +393,18 @@ class Dispatch:
         assert job is not None
         now = self._journal.now()
         changes: list[Change] = []
-        for ahead in ahead_of([job], self._lanes):
+        jobs = list(ahead_of([job], self._lanes))
+        for ahead in jobs:
             changes.append(ahead.written(now))
             self._keep_busy(ahead, [])
-        await self._journal.advance(self._route, changes)
+        await self._handed_in(changes, jobs)
+
+    async def _handed_in(self, changes: Sequence[Change], jobs: Iterable[Job]) -> None:
+        """Returns once these changes are durable. These jobs are written with them."""
+        commit = self._journal.advance(self._route, changes)
+        for job in jobs:
+            job.commit = commit
+        await commit
 
     async def write_partly_done(self, jobs: Iterable[Job]) -> None:
         """Writes what some of the targets have and others not, so that the next start sends to the others only."""
@@ -430,11 +442,13 @@ class Dispatch:
 
     def _end(self, job: Job) -> None:
         """A job has nothing left to do in memory: its end is written, and then it is forgotten."""
-        if job.expanded:
+        if not job.expanded:
+            future = self._journal.advance(self._route, [job.finished()])
+            future.add_done_callback(lambda done: self._forget(job, done))
+        elif job.commit is None or job.commit.done():
             self._left(job)
-            return
-        future = self._journal.advance(self._route, [job.finished()])
-        future.add_done_callback(lambda done: self._forget(job, done))
+        else:  # until then the journal would give it out once more
+            job.commit.add_done_callback(lambda done: self._forget(job, done))
 
     def _forget(self, job: Job, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and done.exception() is None:

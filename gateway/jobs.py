@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 from gateway.journal import FINAL, Attempt, Attempted, Delivery, DeliveryState, Expanded, Finished, Hop, Reason
@@ -14,7 +15,18 @@ Lane = tuple[str, str]
 class Job:
     """A stored message in memory, until its end is committed."""
 
-    __slots__ = ("attempts", "expanded", "handed_over", "hops", "message", "open", "parcels", "reason", "size")
+    __slots__ = (
+        "attempts",
+        "commit",
+        "expanded",
+        "handed_over",
+        "hops",
+        "message",
+        "open",
+        "parcels",
+        "reason",
+        "size",
+    )
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -23,7 +35,9 @@ class Job:
         self.open = 0
         """Parcels that are still in memory and not final."""
         self.expanded = False
-        """Its parcels are written in the journal."""
+        """Its parcels are written in the journal, or on their way there: see `commit`."""
+        self.commit: asyncio.Future[None] | None = None
+        """Done once they are there."""
         self.hops: list[Hop] = []
         self.attempts: list[Attempt] = []
         self.reason: Reason | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from gateway import Message, MessageError, PeerError
 from gateway.jobs import Lane
+from gateway.journal import Change
 from gateway.testing import settle
 from tests.gateway.bench import Bench, post
 from tests.gateway.probe import plug_in, raises, script
@@ -108,3 +109,35 @@ async def test_a_replayed_message_stays_behind_what_fails_in_its_lane(bench: Ben
         await settle(40)
         assert numbers() == [1, 2, 2, 1]
     assert states(bench) == ["delivered", "delivered"]
+
+
+async def test_a_message_stays_in_memory_until_its_deliveries_are_committed(bench: Bench) -> None:
+    settings = "    to:\n      - {probe: {name: a}, name: a}\n      - {probe: {name: b}, name: b}\n"
+    async with bench.route(settings) as route:
+        release, commit = asyncio.Event(), asyncio.Event()
+        advance = bench.journal.advance
+
+        def late(name: str, changes: Sequence[Change]) -> asyncio.Future[None]:
+            async def written() -> None:
+                await commit.wait()
+                await advance(name, changes)
+
+            return asyncio.ensure_future(written())
+
+        async def slow(_: Message) -> None:
+            await release.wait()
+
+        bench.journal.advance = late  # type: ignore[assignment,method-assign]
+        script("a").does = raises(MessageError("no"))
+        script("b").does = slow
+        await post(route, {"n": 1})
+        release.set()
+        await settle()
+        assert route.delivering is not None
+        route.delivering._spilled = True
+        route.delivering._wake.set()
+        await settle()
+        commit.set()
+        await settle(60)
+        assert (numbers("a"), numbers("b")) == ([1], [1])
+    assert states(bench) == ["dead"]
