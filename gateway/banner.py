@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gateway.config import Config
+from gateway.guess import guessed, passes
 from gateway.language import Route
 from gateway.path import word_of
 from gateway.sample import sample
@@ -43,10 +45,12 @@ def commands(config: Config) -> tuple[str, str]:
     for name, configured in config.routes.items():
         for source in configured.settings.sources:
             if word_of(source) == "http":
-                return _curl(source, configured.settings), _look(config, name)
+                body, sure = _body(configured.settings, {"params": _params(source)})
+                return _curl(source, body), _look(config, name, sure=sure and "json" in _content_type(source))
     name = next(iter(config.routes))
-    body = shlex.quote(json.dumps(_body(config.routes[name].settings)))
-    return f"printf %s {body} | {_ours('send', config)} {name} -", _look(config, name)
+    body, sure = _body(config.routes[name].settings, {})
+    said = shlex.quote(json.dumps(body))
+    return f"printf %s {said} | {_ours('send', config)} {name} -", _look(config, name, sure=sure)
 
 
 def token_file(config: Config) -> str:
@@ -62,16 +66,24 @@ def shown_path(path: Path) -> str:
     return str(path) if nearby.startswith("..") else nearby
 
 
-def _curl(source: Any, route: Route) -> str:
+def _curl(source: Any, body: Any) -> str:
     address = where(source).replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - shown only
     url = "".join(_filled(part) for part in _parts(address))
     command = ["curl", "-i"]
     if "POST" not in source.methods:
         command += ["-X", source.methods[0]]
     if set(source.methods) - {"GET", "HEAD", "DELETE"}:
-        content_type = source.content_type or (source.content_types or ("application/json",))[0]
-        command += ["-H", f"content-type: {content_type}", "-d", json.dumps(_body(route), ensure_ascii=False)]
+        command += ["-H", f"content-type: {_content_type(source)}", "-d", json.dumps(body, ensure_ascii=False)]
     return " ".join(shlex.quote(part) for part in [*command, url])
+
+
+def _content_type(source: Any) -> str:
+    return str(source.content_type or (source.content_types or ("application/json",))[0])
+
+
+def _params(source: Any) -> dict[str, str]:
+    """The path parameters, as `_filled` fills them."""
+    return dict.fromkeys(re.findall(r"/\{(\w+)\}", str(source.path)), "1")
 
 
 def _parts(url: str) -> Iterator[str]:
@@ -84,19 +96,20 @@ def _filled(part: str) -> str:
     return "/1" if part.startswith("/{") else part
 
 
-def _body(route: Route) -> Any:
-    """A body that the route's own checks take, as far as they say what they take."""
+def _body(route: Route, transport: Mapping[str, Any]) -> tuple[Any, bool]:
+    """A body that the route takes, as far as its checks and expressions say what they take; and whether it is sure."""
     for step in route.accept:
         path = getattr(getattr(step, "schema_", None), "path", None)
         if path is not None and Path(path).suffix == ".json":
-            return sample(json.loads(Path(path).read_text(encoding="utf-8")))
-    return {"hello": "world"}
+            return sample(json.loads(Path(path).read_text(encoding="utf-8"))), True
+    body = guessed(route) or {"hello": "world"}
+    return body, passes(route, body, transport)
 
 
-def _look(config: Config, start: str) -> str:
+def _look(config: Config, start: str, *, sure: bool) -> str:
     """Shows the end of the way: of the files that the message may reach, the last; else what the gateway has of it."""
     last = None
-    for name in _reached(config, start):
+    for name in _reached(config, start) if sure else ():
         for target in config.routes[name].settings.to:
             path = getattr(target.sink, "path", None)
             if word_of(target.sink) == "file" and getattr(path, "constant", False):
