@@ -64,6 +64,9 @@ class MemoryJournal:
         await asyncio.sleep(0)
         if self.full:
             raise JournalFullError("journal: no room; free some disk space")
+        return self._keep(route, message)
+
+    def _keep(self, route: str, message: Message) -> bool:
         if message.id in self.records:
             return False
         self._turn += 1

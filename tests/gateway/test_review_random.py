@@ -1,0 +1,198 @@
+"""Random failures, lost senders, replays and pauses on a journal that commits and answers late: all arrives, once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from adapters.memory import box
+from gateway import Message, MessageError, PeerError
+from gateway.journal import Change, Due, Expanded, Work
+from gateway.testing import settle
+from tests.gateway.test_delivery import Bench, sent
+from tests.memory_journal import MemoryJournal, _copied
+
+T = TypeVar("T")
+
+ORDER = "    order_by: body.k\n"
+ROUTE = """
+version: 1
+routes:
+  r:
+    from: {memory: {name: in}}
+ORDER    concurrency: 3
+    limits: {in_memory: 6}
+    steps: [{choose: [{when: body.n > 5, steps: [{set: {type: large}}]}]}]
+    to:
+      - {memory: {name: a}, name: a, when: body.n % 3 != 0, retry: {attempts: 1000, first_wait: 1s, max_wait: 4s}}
+      - {memory: {name: b}, name: b, retry: {attempts: 1000, first_wait: 1s, max_wait: 4s}}
+"""
+
+
+class LateJournal(MemoryJournal):
+    """Applies changes in their order but later, tells so later still, and answers with what was a moment ago."""
+
+    def __init__(self, bench: Bench, luck: random.Random) -> None:
+        super().__init__(bench.clock)
+        self._luck = luck
+        self._applied: asyncio.Future[Any] | None = None
+        self._told: asyncio.Future[Any] | None = None
+
+    async def _a_while(self) -> None:
+        await settle(self._luck.randrange(4))
+
+    def _later(self, apply: Callable[[], T]) -> asyncio.Future[T]:
+        before, told_before = self._applied, self._told
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def applied() -> T:
+            if before is not None:
+                await asyncio.wait({before})
+            await self._a_while()
+            return apply()
+
+        applying = asyncio.ensure_future(applied())
+
+        async def told() -> None:
+            result = await applying
+            if told_before is not None:
+                await asyncio.wait({told_before})
+            await self._a_while()
+            if not future.done():
+                future.set_result(result)
+
+        self._applied, self._told = applying, asyncio.ensure_future(told())
+        return future
+
+    async def append(self, route: str, message: Message) -> bool:
+        kept = message.replace(raw=message.body)
+        return await self._later(lambda: self._keep(route, kept))
+
+    def advance(self, route: str, changes: Sequence[Change]) -> asyncio.Future[None]:
+        as_they_are = [
+            Expanded(change.id, [_copied(one) for one in change.deliveries], change.hops, change.attempts)
+            if isinstance(change, Expanded)
+            else change
+            for change in changes
+        ]
+
+        def apply() -> None:
+            for change in as_they_are:
+                self._apply(change)
+            self._wake_lanes(route)
+
+        return self._later(apply)
+
+    async def claim(self, route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        await self._later(lambda: None)
+        await super().claim(route, messages, deliveries)
+
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+        found = await super().stored(route, exclude, limit, max_bytes)
+        await self._a_while()
+        return found
+
+    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
+        found = await super().due(route, exclude, limit)
+        await self._a_while()
+        return found
+
+    async def lanes(self, route: str) -> Mapping[tuple[str, str], int]:
+        found = await super().lanes(route)
+        await self._a_while()
+        return found
+
+    async def replay_dead(self, most: int) -> None:
+        dead = [one for one, record in self.records.items() if record.state == "dead"]
+        chosen = self._luck.sample(dead, min(most, len(dead)))
+        await self._later(lambda: [self._replayed(one, None, "me") for one in chosen])
+
+
+class Play:
+    """What happens to one route."""
+
+    def __init__(self, folder: Path, yaml: str, seed: int, *, refusing: bool) -> None:
+        self.bench = Bench(folder, yaml)
+        self.luck = random.Random(seed)
+        self.journal = self.bench.journal = LateJournal(self.bench, self.luck)
+        self._faults = [PeerError("away"), *([MessageError("no")] if refusing else [])]
+        self._number = 0
+
+    async def run(self) -> None:
+        for _ in range(2):  # a restart each
+            await self._harm()
+        for name in ("a", "b"):
+            box(name).failing = None
+        async with self.bench.running() as route:
+            for _ in range(40):
+                await self.journal.replay_dead(1000)
+                assert route.delivering is not None
+                route.delivering.poke()
+                await settle(60)
+                await self.bench.clock.advance(5)
+
+    async def _harm(self) -> None:
+        luck = self.luck
+        async with self.bench.running() as route:
+            takes: list[asyncio.Task[object]] = []
+            for _ in range(20):
+                for name in ("a", "b"):
+                    box(name).failing = luck.choice(self._faults) if luck.random() < 0.4 else None
+                for _ in range(luck.randrange(4)):
+                    message = Message(raw=None, parsed={"k": luck.choice("xyz"), "n": self._number})
+                    takes.append(asyncio.create_task(route.take(message, answers=True, type_="test")))
+                    self._number += 1
+                    if luck.random() < 0.1:
+                        asyncio.get_running_loop().call_soon(takes[-1].cancel)
+                if luck.random() < 0.3:
+                    await self.journal.replay_dead(3)
+                    assert route.delivering is not None
+                    route.delivering.poke()
+                if luck.random() < 0.05:
+                    await route.pause(5)
+                    route.resume()
+                await settle(luck.randrange(40))
+                if luck.random() < 0.5:
+                    await self.bench.clock.advance(luck.random() * 3)
+            await asyncio.gather(*takes, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def empty_boxes() -> None:
+    for name in ("a", "b"):
+        box(name).received.clear()
+        box(name).failing = None
+
+
+@pytest.mark.parametrize("order", [ORDER, ""], ids=["keys", "no-keys"])
+@pytest.mark.parametrize("seed", range(25))
+async def test_every_stored_message_arrives_once_whatever_is_replayed(tmp_path: Path, seed: int, order: str) -> None:
+    play = Play(tmp_path, ROUTE.replace("ORDER", order), seed, refusing=True)
+    await play.run()
+    check(play)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_and_in_the_order_of_their_keys_while_nothing_is_refused(tmp_path: Path, seed: int) -> None:
+    play = Play(tmp_path, ROUTE.replace("ORDER", ORDER), seed, refusing=False)
+    await play.run()
+    check(play)
+    turns = {record.message.tree["n"]: record.turn for record in play.journal.records.values()}  # type: ignore[index,call-overload]
+    for name in ("a", "b"):
+        by_key: dict[str, list[int]] = defaultdict(list)
+        for tree in sent(name):
+            by_key[tree["k"]].append(turns[tree["n"]])
+        assert all(found == sorted(found) for found in by_key.values()), (name, by_key)
+
+
+def check(play: Play) -> None:
+    assert set(play.bench.states()) <= {"delivered"}
+    stored = {record.message.tree["n"] for record in play.journal.records.values()}  # type: ignore[index,call-overload]
+    assert Counter(tree["n"] for tree in sent("b")) == Counter(stored)
+    assert Counter(tree["n"] for tree in sent("a")) == Counter(number for number in stored if number % 3)
