@@ -13,7 +13,7 @@ from gateway.settings import Address, ListenAt
 Loc = tuple[str | int, ...]
 Finding = tuple[Loc, str]
 
-_CHECKS = ("validate", "filter")
+_CHECKS = ("validate", "filter", "parse")
 
 
 def cross_checks(routes: Mapping[str, Route]) -> Iterator[Finding]:
@@ -55,7 +55,7 @@ def _accept(route: Route, at: Loc) -> Iterator[Finding]:
         if word_of(step) not in _CHECKS:
             yield (
                 (*at, "accept", index),
-                f"{word_of(step)} is no check: accept takes {' and '.join(_CHECKS)}; write it under steps:",
+                f"{word_of(step)} is no check: accept takes {', '.join(_CHECKS)}; write it under steps:",
             )
 
 

@@ -98,7 +98,7 @@ class Route(Settings):
     from_: Sources = Field(alias="from", min_length=1, description="one source, or a list of them")
     accept: Steps = Field(
         (),
-        description="checks (validate, filter) made before the sender is answered; what they refuse is refused to it",
+        description="checks (validate, filter, parse) before the answer; what they refuse is refused to the sender",
     )
     ack: Literal["stored", "delivered", "reply"] = Field(
         "stored",

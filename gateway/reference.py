@@ -95,7 +95,7 @@ class Reference:
 
     @cached_property
     def choices(self) -> dict[str, Schema]:
-        """The settings that are a choice of words with settings of their own, such as `framing`: each with the words."""
+        """The settings that are a choice of words with settings of their own, such as `framing`, with those words."""
         found = {}
         for shape in self._schema["$defs"].values():
             for name, setting in shape.get("properties", {}).items():

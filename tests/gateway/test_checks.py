@@ -74,11 +74,11 @@ WRONG = [
     ),
     (
         "accept: [{set: {type: x}}]",
-        "routes.r.accept[0]: set is no check: accept takes validate and filter; write it under steps:",
+        "routes.r.accept[0]: set is no check: accept takes validate, filter, parse; write it under steps:",
     ),
     (
         "accept: [{split: {each: body}}]",
-        "split is no check: accept takes validate and filter; write it under steps:",
+        "split is no check: accept takes validate, filter, parse; write it under steps:",
     ),
     (
         "ack: delivered\norder_by: body.k",

@@ -160,6 +160,16 @@ async def test_what_accept_does_not_let_pass_is_the_senders_and_stored_nowhere(b
     assert len(bench.journal.records) == 1
 
 
+async def test_a_parse_in_accept_refuses_what_is_malformed_and_changes_nothing(bench: Bench) -> None:
+    async with bench.route("    accept: [{parse: xml}, {filter: body.order.id == '7'}]\n" + STORED) as route:
+        outcome = await post(route, raw=b"<order>", content_type="text/plain")
+        assert isinstance(outcome, Refused)
+        assert outcome.code == "malformed"
+        assert shown(await post(route, raw=b"<order><id>7</id></order>", content_type="text/plain")) == ("accepted",)
+    (record,) = bench.journal.records.values()
+    assert (record.message.raw, record.message.content_type) == (b"<order><id>7</id></order>", "text/plain")
+
+
 async def test_a_body_over_the_limit_is_refused_whoever_brings_it(bench: Bench) -> None:
     async with bench.route(DELIVERED + "    limits: {message: 3B}\n") as route:
         assert shown(await post(route, raw=b"123")) == ("accepted",)
