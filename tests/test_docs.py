@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from gateway import Expression, Message
+from gateway.config import load_text
 from gateway.formats import formats_with
 from gateway.limits import Limits
-from tests.documents import Block, Walk, blocks, check_yaml, pages, recipe
+from tests.documents import Block, Walk, blocks, check_yaml, pages, recipe, whole
 from tests.playground import ROOT
 
 PAGES = list(pages())
@@ -106,8 +107,29 @@ def test_an_expression_gives_what_the_table_says(expression: str, gives: str) ->
     assert isinstance(value, str) is isinstance(expected, str)
 
 
+PATHS = rows("docs/hl7.md", "| expression | gives | because |")
+
+
+@pytest.mark.parametrize(("expression", "gives", "because"), PATHS, ids=[row[0] for row in PATHS])
+def test_an_hl7_path_gives_what_the_table_says(expression: str, gives: str, because: str) -> None:
+    shown = next(block for block in blocks("docs/hl7.md") if block.text.startswith("MSH|"))
+    body = shown.text.replace("\n", "\r").encode()
+    message = Message(raw=body, content_type="application/hl7-v2", formats=formats_with(Limits()))
+    assert Expression(expression)(message) == json.loads(gives), because
+
+
+def test_the_hl7_message_that_is_shown_shorter_can_be_written() -> None:
+    steps = next(block for block in blocks("docs/hl7.md") if block.text.startswith("- map:"))
+    route = load_text(whole(steps), ROOT / "routes.yaml").routes["example"].settings
+    message = Message(raw=b'{"id": "M1"}', formats=formats_with(Limits()))
+    for step in route.steps:
+        message = step(message)
+    assert message.body.startswith(b"MSH|^~\\&|gateway||ledger||20240131093000||ACK|M1|P|2.5\rMSA|AA|M1\r")
+
+
 def test_there_is_a_table_of_expressions() -> None:
     assert len(EXPRESSIONS) > 5
+    assert len(PATHS) > 5
 
 
 def test_curl_and_openssl_of_the_tours_are_there() -> None:
