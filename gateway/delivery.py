@@ -25,7 +25,7 @@ BATCH = 256
 AGAIN_S = 1.0
 """How long the journal is left alone when it could not be asked, or could not tell for sure."""
 SUSPECT_CLAIMS = 2
-"""Begun this often without an end, a message is run alone: only then does it answer for a crash."""
+"""Begun this often without an end, a message is run while no other such one runs."""
 POISON_CLAIMS = 5
 """Begun this often without an end, a message is a dead letter: it kills the process."""
 
@@ -83,6 +83,7 @@ class Delivering:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             await self._take_back()
+        self._inside.services.alone.end(self)
 
     async def _take_back(self) -> None:
         """What is half done is written down; what was begun says nothing about what a crash was due to."""
@@ -189,6 +190,8 @@ class Delivering:
             if self._spilled:
                 await self._load_stored()
                 await self._begin_held()
+        if self._alone is None and self._sent_alone is None:
+            self._inside.services.alone.end(self)
         await self._until_due()
 
     async def _until_due(self) -> None:
@@ -239,8 +242,16 @@ class Delivering:
                 sound.append(work)
         return sound
 
+    def _may_begin(self, claims: int) -> bool:
+        """A suspect may begin when no other one runs in the whole process: only then does it answer for a crash."""
+        if not SUSPECT_CLAIMS <= claims < POISON_CLAIMS:
+            return True
+        if self._alone is not None or self._sent_alone is not None:
+            return False
+        return self._inside.services.alone.begin(self, self._look_again)
+
     async def _begin_held(self) -> None:
-        while self._held and self._alone is None and not self._dispatch.stopping:
+        while self._held and not self._dispatch.stopping and self._may_begin(self._held[0].claims):
             work = self._held.popleft()
             if work.claims >= POISON_CLAIMS:
                 reason = Reason("poison", _poison(work.claims), "steps")
@@ -280,13 +291,15 @@ class Delivering:
                 return
 
     async def _send_suspects(self) -> None:
-        while self._suspects and self._sent_alone not in self._dispatch.busy and not self._dispatch.stopping:
+        if self._sent_alone not in self._dispatch.busy:
+            self._sent_alone = None
+        while self._suspects and not self._dispatch.stopping and self._may_begin(self._suspects[0].claims):
             item = self._suspects.popleft()
             if item.claims >= POISON_CLAIMS:
                 await self._end([item])
             else:
-                self._sent_alone = _name(item)
                 await self._give([item])
+                self._sent_alone = _name(item)
 
     async def _claim(self, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
         self._claiming = messages, deliveries

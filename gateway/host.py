@@ -24,6 +24,30 @@ FIRST_LOOK_S, MOST_LOOK_S = 0.02, 2.0
 """How soon, and how rarely, the journal is asked what became of a message."""
 
 
+class Alone:
+    """The right to run a message that may kill the process: one at a time in all routes, so that it can be named."""
+
+    def __init__(self) -> None:
+        self._holder: object | None = None
+        self._waiting: dict[object, Callable[[], None]] = {}
+
+    def begin(self, who: object, again: Callable[[], None]) -> bool:
+        """Whether it is their turn. If not, `again` is called when it is worth asking again."""
+        if self._holder not in (None, who):
+            self._waiting[who] = again
+            return False
+        self._holder = who
+        return True
+
+    def end(self, who: object) -> None:
+        """If it was their turn, it is over."""
+        if self._holder is who:
+            self._holder = None
+            waiting, self._waiting = self._waiting, {}
+            for again in waiting.values():
+                again()
+
+
 @dataclass(frozen=True)
 class Services:
     """What all routes of one process have in common."""
@@ -34,6 +58,7 @@ class Services:
     observed: Observed
     clock: Clock = field(default_factory=SystemClock)
     shares: Shares = field(default_factory=Shares)
+    alone: Alone = field(default_factory=Alone)
     luck: Callable[[], float] = random.random
 
 

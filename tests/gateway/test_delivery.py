@@ -30,8 +30,9 @@ class Bench:
         self._folder = folder
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Route]:
-        services = Services("test", self._folder, self.journal, Observed(self.clock), self.clock, luck=lambda: 1.0)
+    async def running(self, **more: Any) -> AsyncIterator[Route]:
+        observed = Observed(self.clock)
+        services = Services("test", self._folder, self.journal, observed, self.clock, luck=lambda: 1.0, **more)
         route = Route(self._config.routes["r"], services)
         await route.start()
         await settle()

@@ -8,6 +8,7 @@ from pathlib import Path
 from adapters.memory import box
 from gateway import Message
 from gateway.delivery import POISON_CLAIMS, SUSPECT_CLAIMS
+from gateway.host import Alone
 from gateway.journal import Delivery, Expanded
 from gateway.testing import settle, until
 from tests.gateway.test_delivery import Bench, empty_boxes, sent
@@ -116,3 +117,32 @@ async def test_suspects_are_known_as_such_only_after_crashes(tmp_path: Path) -> 
         await settle(100)
     assert [tree["n"] for tree in sent("a")] == [1, 2]
     assert box("a").failing is None
+
+
+async def test_suspects_of_two_routes_do_not_run_at_the_same_time(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    answering = False
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            heard.append(line)
+            while not answering:
+                await asyncio.sleep(0)
+            writer.write(b"OK\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    bench = Bench(tmp_path, SLOW.replace("PORT", str(server.sockets[0].getsockname()[1])))
+    await stored(bench, 1, claims=SUSPECT_CLAIMS)
+    alone, other, asked = Alone(), object(), asyncio.Event()
+    assert alone.begin(other, asked.set)
+    async with server, bench.running(alone=alone):
+        await settle(50)
+        assert heard == []
+        alone.end(other)
+        await until(lambda: len(heard) == 1)
+        assert not alone.begin(other, asked.set)
+        answering = True
+        await asyncio.wait_for(asked.wait(), 5)
+        assert alone.begin(other, asked.set)
+        assert bench.states() == ["delivered"]
