@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
 
 from pydantic import Field
@@ -20,8 +21,10 @@ class Step(Settings):
     format: FormatField = Field(description="the format, with its settings: `json`, or `xml: {root: Order}`")
 
     def __call__(self, message: Message) -> Message:
+        return message.with_body(self.format.format(message.tree), self._content_type)
+
+    @cached_property
+    def _content_type(self) -> str:
         content_type = self.format.content_types[0]
         charset = getattr(self.format, "charset", None)  # of formats whose bytes don't say it themselves
-        if charset is not None:
-            content_type += f"; charset={charset}"
-        return message.with_body(self.format.format(message.tree), content_type)
+        return content_type if charset is None else f"{content_type}; charset={charset}"
