@@ -20,7 +20,7 @@ from tests.playground import ROOT
 PAGES = list(pages())
 PLUGINS = "docs/plugins.md"
 """Its configuration has words that its tour makes."""
-SERVED = {"docs/rest.md": "gateway run routes.yaml"}
+SERVED = {"docs/rest.md": "gateway run routes.yaml", "docs/cli.md": "gateway run routes.yaml"}
 """Pages whose commands talk to a gateway that runs already."""
 TOURS = ["README.md", "docs/getting-started.md", "docs/tls.md", PLUGINS, *SERVED]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
