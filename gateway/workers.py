@@ -31,6 +31,7 @@ class Workers(Generic[T]):
         """Tasks that were woken or made, and have not begun yet."""
         self._relieves = False
         """One of these takes over from a task that may be waiting in its work."""
+        self._ending = False
         self._room: asyncio.Future[None] | None = None
         self._workers: set[asyncio.Task[None]] = set()
 
@@ -41,6 +42,7 @@ class Workers(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ending = True
         for task in self._workers:
             task.cancel()
         await self._tasks.__aexit__(kind, error, trace)
@@ -70,7 +72,7 @@ class Workers(Generic[T]):
             if free.done():  # cancelled, as all of them are
                 return False
             free.set_result(None)
-        elif self._made < self._count:
+        elif self._made < self._count and not self._ending:  # a task made now would never be cancelled
             self._made += 1
             task = self._tasks.create_task(self._run(), name=f"{self._name}-{self._made}")
             self._workers.add(task)

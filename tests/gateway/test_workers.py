@@ -158,3 +158,22 @@ async def test_work_that_cancels_itself_is_a_bug_and_no_task_is_lost_in_silence(
     with pytest.raises(ExceptionGroup) as group:
         await working()
     assert [str(error) for error in group.value.exceptions] == ["worker: its work cancelled itself"]
+
+
+async def test_what_is_put_while_the_context_ends_begins_nothing() -> None:
+    begun: list[int] = []
+
+    async def work(item: int) -> None:
+        begun.append(item)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            workers.put(item + 1)
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(2):
+        async with Workers(work, count=3) as workers:
+            workers.put(1)
+            await settle()
+        workers.put(9)
+    assert begun == [1]
