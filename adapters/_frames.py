@@ -281,8 +281,8 @@ class Enclosed:
                 at = start + len(self._start)
                 self._inside = True
             end = whole.find(self._end, at)
-            again = whole.rfind(self._start, at, end if end >= 0 else len(whole))
-            if again >= 0:
+            until = end if end >= 0 else len(whole)
+            while (again := whole.find(self._start, at, until)) >= 0:
                 if again - at > self._max:
                     raise too_large(again - at, self._max)
                 self.skipped += again - at + len(self._start)
