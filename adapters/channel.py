@@ -111,6 +111,7 @@ class Sink(Settings):
         child = message.child(f"channel.{self.name}.{reader}")
         child.transport = {"channel": self.name}
         child.key = None
+        child.context = {}
         return child
 
     def _error(self, outcomes: list[Outcome]) -> PeerError | MessageError:
