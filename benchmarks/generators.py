@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from benchmarks.bodies import ADMISSION, LINE, ORDER
@@ -72,17 +73,23 @@ class Asking:
 
 def ask(talk: Talk, port: int, connections: int, window: int, seconds: float) -> dict[str, float]:
     """Requests and answers over some connections for about so long."""
-    epoll = select.epoll()
-    by_fd = {}
-    for _ in range(connections):
-        one = Asking(port, talk, window)
-        by_fd[one.socket.fileno()] = one
-        epoll.register(one.socket, select.EPOLLIN)
+    with ExitStack() as stack:
+        epoll = stack.enter_context(select.epoll())
+        by_fd = {}
+        for _ in range(connections):
+            one = Asking(port, talk, window)
+            stack.callback(one.socket.close)
+            by_fd[one.socket.fileno()] = one
+            epoll.register(one.socket, select.EPOLLIN)
+        return _asked(epoll, by_fd, connections * window, seconds)
+
+
+def _asked(epoll: select.epoll, by_fd: dict[int, Asking], under_way: int, seconds: float) -> dict[str, float]:
     waits: list[float] = []
     began = now = time.perf_counter()
     for one in by_fd.values():
         one.begin()
-    left = connections * window
+    left = under_way
     while left:
         on = now - began < seconds
         events = epoll.poll(_PATIENCE_S)
