@@ -325,6 +325,8 @@ class Route:
         if steps.plain is not None:
             out = steps.plain(message)
             outs = () if out is None else (out,)
+            if out is not message:
+                message.forget_tree()  # it is not needed any more, and waits as long as its target does
         elif not steps.empty:
             outs = await steps(message)
         if not outs:
