@@ -8,6 +8,7 @@ import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Annotated, Literal, Self, assert_never
 from urllib.parse import urlsplit
 
@@ -234,7 +235,7 @@ def _reply(request: Request, reply: Message) -> None:
     if not isinstance(status, int) or not 200 <= status <= 599:
         status = 200
     try:
-        lines, body = header_lines([("content-type", reply.content_type)]), reply.body
+        lines, body = _content_type_of_answer(reply.content_type), reply.body
     except (MessageError, ValueError):
         request.answer(502, problem(502, "bad_reply", "the reply of the target can't be passed on"), PROBLEM)
     else:
@@ -336,17 +337,15 @@ class Sink(Settings):
 
         async def send(message: Message) -> Message | None:
             target = constant or target_of(self._target(message), who)
-            fields = [f"idempotency-key: {message.id}{suffix}\r\n"]
-            if message.traceparent is not None:
-                fields.append(f"traceparent: {_sendable('traceparent', message.traceparent)}\r\n")
-            for name, value in headers:
-                fields.append(f"{name}: {_sendable(name, value.text_of(message))}\r\n")
-            body = b""
+            fields, body = f"idempotency-key: {message.id}{suffix}\r\n", b""
             if not bodiless:
                 body = message.body
-                content_type = _sendable("content-type", message.content_type)
-                fields.append(f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n")
-            request = b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method, target, common, "".join(fields).encode(), body)
+                fields += f"{_content_type(message.content_type)}content-length: {len(body)}\r\n"
+            if message.traceparent is not None:
+                fields += f"traceparent: {_sendable('traceparent', message.traceparent)}\r\n"
+            for name, value in headers:
+                fields += f"{name}: {_sendable(name, value.text_of(message))}\r\n"
+            request = b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method, target, common, fields.encode(), body)
             try:
                 answer = await connections.ask(request, without_body=head)
             except (WireError, ConnectError) as error:
@@ -381,6 +380,17 @@ class Sink(Settings):
             pair = f"{self.username}:{self.password.get_secret_value()}"
             return f"Basic {b64encode(pair.encode()).decode()}"
         return None
+
+
+@lru_cache(maxsize=256)
+def _content_type(value: str) -> str:
+    """The line of a request: most messages have one of a few types."""
+    return f"content-type: {_sendable('content-type', value)}\r\n"
+
+
+@lru_cache(maxsize=256)
+def _content_type_of_answer(value: str) -> bytes:
+    return header_lines([("content-type", value)])
 
 
 def _sendable(name: str, value: str) -> str:
