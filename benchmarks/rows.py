@@ -103,7 +103,6 @@ routes:
   feed:
     from: {websocket: {listen: "127.0.0.1:$port", path: /in}}
     ack: delivered
-    steps: [{filter: body.paid}]
     to: {drop: {}}
 """
 _MQTT_TO_AMQP = f"""\
@@ -191,7 +190,7 @@ def _stream_rows() -> list[Row]:
         ),
         Row(
             "websocket",
-            "WebSocket in → JSON → drop",
+            "WebSocket in → drop",
             feed,
             Generator("websocket", 16),
             bare("bare websockets", "bare_streams", "websocket"),

@@ -18,6 +18,8 @@ from tests.reliability.process import GATEWAY
 from tests.reliability.scene import SEEN_WITHIN_S, Scene, scene
 from tests.reliability.targets import moody
 
+POINTS = tuple(name for name in NAMES if name not in ("reload.swapped", "replay.bulk", "journal.dead_letter"))
+"""Those that plain traffic comes to."""
 ROUNDS = 20
 """Rounds with one journal, before a new one begins."""
 DIES_WITHIN_S = 20.0
@@ -33,6 +35,8 @@ class Stage:
     program: Sequence[str] = GATEWAY
     environment: tuple[tuple[str, str], ...] = ()
     """For every process that is started: what the control build needs."""
+    points: Sequence[str] = POINTS
+    """Where `kill_points` kills."""
     brokers: Brokers | None = None
     """Messages come through these too; None: over HTTP and TCP alone."""
 
@@ -72,10 +76,6 @@ async def random_kills(stage: Stage) -> Verdict:
     return verdict
 
 
-POINTS = tuple(name for name in NAMES if name not in ("reload.swapped", "replay.bulk", "journal.dead_letter"))
-"""Those that plain traffic comes to."""
-
-
 async def kill_points(stage: Stage) -> Verdict:
     """kill -9 at each place that plain traffic comes to, so many times each."""
     verdict = Verdict()
@@ -83,21 +83,15 @@ async def kill_points(stage: Stage) -> Verdict:
         async with stage.scene(number) as on:
             await on.begin()
             await on.acknowledged(50)
+            await on.kill("before the first point")
             for _ in range(rounds):
-                for name in POINTS:
-                    await _die_at(on, name, stage.luck)
+                for name in stage.points:
+                    count = stage.luck.randint(1, 3 if name == "journal.checkpoint" else 100)
+                    await on.restart({VARIABLE: f"{name}=kill:{count}"})
+                    await _dies(on, name)
+            await on.restart()
             verdict.add(await on.judged())
     return verdict
-
-
-async def _die_at(on: Scene, name: str, luck: random.Random) -> None:
-    """Starts the gateway with one point armed, in place of the one that runs, and lets it die there."""
-    count = luck.randint(1, 3) if name == "journal.checkpoint" else luck.randint(1, 200)
-    if on.gateway.running:
-        await on.kill(f"before {name}")
-    await on.restart({VARIABLE: f"{name}=kill:{count}"})
-    await _dies(on, name)
-    await on.restart()
 
 
 async def _dies(on: Scene, name: str) -> None:

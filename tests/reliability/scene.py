@@ -21,6 +21,8 @@ from tests.reliability.senders import HttpSender, Sender, TcpSender
 from tests.reliability.targets import HttpTarget, Target, TcpTarget, always, uid_of
 
 DRAIN_S = 60.0
+QUIET_S = 3.0
+"""So long nothing came: then the gateway is asked whether it has anything left."""
 AGAIN_WITHIN_S = 10.0
 """How soon after a fault of ours messages must be taken again (I7)."""
 SEEN_WITHIN_S = 15.0
@@ -224,12 +226,22 @@ class Scene:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     async def drained(self, timeout_s: float = DRAIN_S) -> None:
-        """Returns once everything acknowledged has reached its targets, and nothing more came for a moment."""
+        """Returns once everything acknowledged has reached its targets, or the gateway says that it has nothing left."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if not self.ledger.waiting(self.doomed) and time.monotonic() - self.ledger.last_receipt_s > 0.3:
+            quiet_s = time.monotonic() - self.ledger.last_receipt_s
+            if quiet_s > 0.3 and not self.ledger.waiting(self.doomed):
+                return
+            if quiet_s > QUIET_S and await self._is_empty():
                 return
             await asyncio.sleep(0.05)
+
+    async def _is_empty(self) -> bool:
+        try:
+            found = await self.gateway.metrics()
+        except (OSError, EOFError):
+            return False
+        return not any(value for name, value in found.items() if name.startswith("gateway_messages_pending"))
 
     async def judged(self) -> Verdict:
         """One more kill -9 under load, then: drains, stops the gateway in good order, reads its books, and judges.

@@ -1,0 +1,129 @@
+"""The short form of `make reliability`: each kind of harm once or a few times, and the control builds that lie.
+
+What this finds, `python -m tests.reliability --only <suite> --seed <n>` repeats at length.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import disks, power_cut, runs
+from tests.reliability.launch import LIE, PROGRAM
+from tests.reliability.ledger import Ledger
+from tests.reliability.runs import Stage
+from tests.reliability.suites import SUITES, Suite
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
+
+TIMES = {"random_kills": 5, "stops": 3, "reloads": 10, "target_down": 2, "disk_errors": 2, "full_disk": 2}
+"""Suites do their harm so often here; the others once."""
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one each time: what fails says which."""
+    return random.SystemRandom().randrange(1_000_000)
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
+async def test_nothing_is_lost_by(suite: Suite, tmp_path: Path, seed: int) -> None:
+    stage = Stage(tmp_path, random.Random(seed), TIMES.get(suite.name, 1))
+    try:
+        verdict = await suite.run(stage)
+    except disks.SkippedError as skipped:
+        pytest.skip(str(skipped))
+    assert verdict.good, f"seed {seed}: " + "\n".join(verdict.some())
+    assert verdict.acknowledged > 20
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
+async def test_a_gateway_that_acknowledges_before_it_commits_is_caught_by(suite: Suite, tmp_path: Path) -> None:
+    stage = Stage(
+        tmp_path, random.Random(1), suite.least, program=PROGRAM, environment=((LIE, "50ms"),), points=runs.POINTS[2:3]
+    )
+    try:
+        verdict = await suite.run(stage)
+    except disks.SkippedError as skipped:
+        pytest.skip(str(skipped))
+    assert verdict.lost
+
+
+def test_nothing_is_lost_by_a_power_cut(seed: int) -> None:
+    found = power_cut.check(40, seed)
+    assert found.good, f"seed {seed}: {found}"
+
+
+def test_a_journal_that_does_not_sync_is_caught_by_a_power_cut() -> None:
+    assert power_cut.check(40, 1, "OFF").lost
+
+
+def test_every_point_is_killed_at() -> None:
+    from gateway.failpoints import NAMES
+
+    assert {*runs.POINTS, "journal.dead_letter", "replay.bulk", "reload.swapped"} == set(NAMES)
+
+
+# -- the judge is judged -----------------------------------------------------------------------------------------------
+
+
+def ledger() -> Ledger:
+    made = Ledger({"r": ("a", "b")})
+    for number in (1, 2):
+        made.heard_ok(made.sending(f"m{number}", "r", "k", number, b"body"))
+    return made
+
+
+def deliver(to: Ledger, *uids: str, target: str | None = None) -> None:
+    for uid in uids:
+        for name in (target,) if target else ("a", "b"):
+            to.received(name, uid, b"body", "accepted").answered_s = to.last_receipt_s
+
+
+def test_what_reached_all_of_its_targets_is_fine() -> None:
+    made = ledger()
+    deliver(made, "m1", "m2")
+    assert made.judge().good
+    assert made.waiting() == []
+
+
+def test_what_reached_one_of_two_targets_is_lost() -> None:
+    made = ledger()
+    deliver(made, "m1")
+    deliver(made, "m2", target="a")
+    assert made.judge().some() == ["lost: m2 of r was acknowledged and did not reach b"]
+    assert made.judge(dead={"m2"}).good
+
+
+def test_what_was_not_acknowledged_may_arrive_or_not() -> None:
+    made = ledger()
+    made.sending("m3", "r", "k", 3, b"body")
+    made.sending("m4", "r", "k", 4, b"body")
+    deliver(made, "m1", "m2", "m3")
+    verdict = made.judge()
+    assert (verdict.good, verdict.recovered) == (True, 1)
+
+
+def test_what_nobody_sent_and_what_has_another_body_is_found() -> None:
+    made = ledger()
+    deliver(made, "m1", "m2", "m9")
+    made.received("a", "m2", b"other", "refused")
+    verdict = made.judge()
+    assert (len(verdict.unexpected), len(verdict.damaged)) == (2, 1)
+
+
+def test_what_comes_twice_needs_a_fault_near_the_first_time() -> None:
+    made = ledger()
+    deliver(made, "m1", "m1", "m2")
+    assert len(made.judge().duplicated) == 2
+    made.fault("kill -9").ended_s = made.last_receipt_s + 1
+    verdict = made.judge()
+    assert (verdict.good, verdict.again) == (True, 2)
+
+
+def test_what_overtakes_is_found() -> None:
+    made = ledger()
+    deliver(made, "m2", "m1")
+    assert len(made.judge().disordered) == 2
