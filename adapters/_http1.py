@@ -53,6 +53,7 @@ class Connection(Reading):
         "_taker",
         "_timed",
         "_transport",
+        "_turn",
         "address",
         "admitted",
         "deadline",
@@ -60,6 +61,7 @@ class Connection(Reading):
 
     def __init__(self, listening: Listening) -> None:
         super().__init__(listening)
+        self._turn = listening.turn
         self._transport: asyncio.Transport | None = None
         self._taker: asyncio.Protocol | None = None
         self._held = b""  # read, and not parsed while too many requests wait for their answers
@@ -87,6 +89,7 @@ class Connection(Reading):
             self._refuse(Refusal(503, "busy", "too many connections; try again later", _BUSY))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._turn.take()
         self._transport = self._parser = None
         self._phase = CLOSING
         for request in self._queue:
@@ -99,6 +102,9 @@ class Connection(Reading):
             taker.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._turn.read(self, data)
+
+    def take(self, data: bytes) -> None:
         if self._phase > BODY:
             if self._taker is not None:
                 self._taker.data_received(data)
@@ -110,6 +116,7 @@ class Connection(Reading):
             self._feed(data)
 
     def eof_received(self) -> bool:
+        self._turn.take()
         if self._taker is not None:
             return bool(self._taker.eof_received())
         if not self._queue or self._listening.tls:
@@ -219,9 +226,8 @@ class Connection(Reading):
 
     def _write(self, data: bytes) -> None:
         transport = self._transport
-        # uvloop raises on a write to what the peer has closed already.
-        if transport is not None and not transport.is_closing():
-            transport.write(data)
+        if transport is not None:
+            self._turn.write(transport, data)
 
     def _refuse(self, refusal: Refusal) -> None:
         """The last answer of this connection, behind those of the requests before. Nothing more is parsed."""
@@ -243,6 +249,7 @@ class Connection(Reading):
         else:
             self._phase = CLOSING
             self.deadline = self._listening.tick() + _LINGER_S
+            self._turn.flush()
             if not transport.is_closing():
                 transport.write_eof()
                 if self._paused:
@@ -253,6 +260,7 @@ class Connection(Reading):
         self._phase = CLOSING
         self.deadline = self._listening.tick() + self._listening.limits.request
         if self._transport is not None:
+            self._turn.flush()
             self._transport.close()
 
     def _pause(self) -> None:
@@ -332,6 +340,7 @@ class Connection(Reading):
                 return
             end = at + (_BODY_PIECE if self._phase == BODY else _PIECE)
             self._feed(view[at:end])
+            self._turn.flush()  # so that a peer that does not read is noticed before all of it is answered
             at = end
         if self._taker is not None and at < len(data):
             self._taker.data_received(data[at:])
@@ -368,6 +377,7 @@ class Connection(Reading):
             self._feed(self._plain_head() + rest)
         elif self._phase == TAKEN and self._transport is not None:
             self.deadline = NEVER
+            self._turn.flush()
             mount = self._mount
             assert mount is not None
             assert mount.upgrade is not None

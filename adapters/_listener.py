@@ -20,6 +20,7 @@ from adapters._http1 import Connection
 from adapters._paths import Paths, parameters
 from adapters._request import Check, Handler, Mount, Upgrade
 from adapters._sockets import listen, prepare
+from adapters._turn import Turn
 from gateway import Address, Clock, ConfigError, Host, Limits, ListenAt
 
 _SWEEP_S = 0.5
@@ -75,6 +76,7 @@ class Listening:
         self._admission = Admission(limits, clock)
         self.connections: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
+        self.turn = Turn()
         self._closed = False
         self._empty = asyncio.Event()
 

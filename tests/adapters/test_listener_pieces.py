@@ -78,6 +78,8 @@ def told(pieces: list[bytes]) -> tuple[bytes, list[tuple[str, str, bytes]], bool
             connection.connection_made(transport)
             for piece in pieces:
                 connection.data_received(piece)
+                listening.turn.take()
+                listening.turn.flush()
             heard = transport.written, seen, transport.ended
             connection.connection_lost(None)
         transport.free()
