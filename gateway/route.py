@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from gateway.config import Configured
 from gateway.delivery import Delivering
@@ -221,12 +222,7 @@ class Route:
 
     def deliver_for(self, source: Source) -> Deliver:
         """The edge of the route for one source."""
-        answers, type_ = source.answers, f"{word_of(source)}.message"
-
-        async def deliver(message: Message) -> Outcome:
-            return await self.take(message, answers=answers, type_=type_)
-
-        return deliver
+        return partial(self.take, answers=source.answers, type_=f"{word_of(source)}.message")
 
     async def take(self, message: Message, *, answers: bool, type_: str) -> Outcome:
         """Takes a message in and returns what became of it. Never raises but CancelledError.
@@ -321,14 +317,18 @@ class Route:
         """
         inside = self._inside
         steps = inside.steps
-        outs: Sequence[Message] = (message,)
+        out: Message | None = message
+        outs: Sequence[Message] = ()
         if steps.plain is not None:
             out = steps.plain(message)
-            outs = () if out is None else (out,)
             if out is not message:
                 message.forget_tree()  # it is not needed any more, and waits as long as its target does
         elif not steps.empty:
-            outs = await steps(message)
+            out, outs = None, await steps(message)
+        if out is not None:
+            if inside.only is not None:
+                return await self._sent(inside.only, out)
+            outs = (out,)
         if not outs:
             self._meters.filtered += 1
             return None

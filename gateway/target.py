@@ -89,6 +89,9 @@ class Inside:
         everybody = len(self.targets) == 1 or self.settings.match == "all"
         self.always = self.targets if everybody and all(target.when is None for target in self.settings.to) else ()
         """The targets of every message, when nothing is to be chosen; else none."""
+        only = self.always[0] if len(self.always) == 1 else None
+        self.only = only if only is not None and only.path.empty else None
+        """The target of every message that goes out as it is, when there is just that one."""
         dead = self.settings.dead_letter
         self.dead_letter = None if dead is None else self._target(dead)
 
