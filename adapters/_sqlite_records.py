@@ -183,8 +183,12 @@ def search_text(message: Message) -> str:
 
 def trace_of(hops: Sequence[Hop], attempts: Sequence[Attempt]) -> bytes | None:
     """A piece of a message's history; None: there is nothing in it."""
-    if not hops and not attempts:
-        return None
+    if not hops:
+        if not attempts:
+            return None
+        if len(attempts) == 1 and attempts[0].answer is None and attempts[0].error is None:
+            only = attempts[0]
+            return _encode(((), ((only.target, only.number, only.at_s, only.took_s, None, None),)))
     kept = [(hop.place, hop.outcome, hop.before, hop.after) for hop in hops[:MAX_ATTEMPTS]] if hops else []
     if kept and sum(len(hop[2] or b"") + len(hop[3] or b"") for hop in kept) > MAX_TRACE_BYTES:
         kept = _within_bounds(kept)

@@ -24,7 +24,7 @@ from adapters._sqlite_reader import Reader
 from adapters._sqlite_records import CODES, STORED, checksum, envelope_of, id_key, trace_of
 from adapters._sqlite_retention import Upkeep
 from adapters._sqlite_tables import OPEN_DELIVERIES, Tables
-from adapters._sqlite_writer import APPEND, CALL, CHANGES, END, PATIENT_CALL, Op, Writer, size_of
+from adapters._sqlite_writer import APPEND, CALL, CHANGES, END, PATIENT_CALL, Op, Then, Writer, size_of
 from gateway.journal import (
     Change,
     Detail,
@@ -170,15 +170,14 @@ class SqliteJournal:
 
     def advance(self, route: str, changes: Sequence[Change]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
-        if len(changes) == 1 and isinstance(changes[0], Finished):
-            change = changes[0]
-            end = change.id, CODES[change.state], trace_of(change.hops, change.attempts), change.reason
-            self._writer.put(Op(END, end, future))
-        else:
-            crc = self._route_crc(route)
-            ready = [prepared(crc, change) for change in changes]
-            self._writer.put(Op(CHANGES, ready, future, size_of(ready)))
+        crc = self._route_crc(route)
+        ready = [prepared(crc, change) for change in changes]
+        self._writer.put(Op(CHANGES, ready, future, size_of(ready)))
         return future
+
+    def finish(self, route: str, end: Finished, then: Callable[[], None]) -> None:
+        trace = trace_of(end.hops, end.attempts)
+        self._writer.put(Op(END, (end.id, CODES[end.state], trace, end.reason), Then(then)))
 
     def _call(self, change: Callable[[Tables], Any], kind: int = CALL) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()

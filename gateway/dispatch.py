@@ -34,6 +34,8 @@ class Dispatch:
         self._due = due
         self._targets = {target.name: target for target in inside.targets}
         self._alone = len(inside.targets) == 1
+        self._only = inside.only if inside.steps.empty or inside.steps.plain is not None else None
+        """The target of all that comes out of the steps, as it is: then there is nothing to choose or to split up."""
         self._pure = inside.steps.pure and all(target.path.pure for target in inside.targets)
         self._tracing = self._settings.history != "off"
         self.busy: set[tuple[str, str]] = set()
@@ -112,12 +114,16 @@ class Dispatch:
             self._inside.meters.errors += 1
 
     async def _handle(self, job: Job) -> None:
-        outs = await self._outs(job)
+        outs = (job.message,) if self._inside.steps.empty else await self._outs(job)
         failpoint("steps.inside")
-        if outs:
-            await self._split_up(job, outs)
-        if job.parcels and (not self._pure or any(parcel.final for parcel in job.parcels)):
-            await self._write(job)
+        if outs and self._only is not None:
+            job.parcels = [Parcel(job, job.message.id, outs[0], self._only.name, job.message.key)]
+            job.open = 1
+        else:
+            if outs:
+                await self._split_up(job, outs)
+            if job.parcels and (not self._pure or any(parcel.final for parcel in job.parcels)):
+                await self._write(job)
         if not job.open:
             if job.reason is not None and not job.expanded:
                 job.handed_over = await self._handed_over(job.message, job.reason)
@@ -443,8 +449,7 @@ class Dispatch:
     def _end(self, job: Job) -> None:
         """A job has nothing left to do in memory: its end is written, and then it is forgotten."""
         if not job.expanded:
-            future = self._journal.advance(self._route, [job.finished()])
-            future.add_done_callback(lambda done: self._forget(job, done))
+            self._journal.finish(self._route, job.finished(), lambda: self._left(job))
         elif job.commit is None or job.commit.done():
             self._left(job)
         else:  # until then the journal would give it out once more

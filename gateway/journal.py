@@ -9,7 +9,7 @@ which never goes back, whatever the machine's clock does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -214,6 +214,10 @@ class Journal(Protocol):
         Changes of a message that is already final there change nothing. Never JournalFullError: for lack of room it
         waits, since what it writes ends messages. Need not be awaited.
         """
+        ...
+
+    def finish(self, route: str, end: Finished, then: Callable[[], None]) -> None:
+        """`advance` with this one change; calls `then` once it is durable. Most changes by far are of this kind."""
         ...
 
     async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:

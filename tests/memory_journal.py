@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.journal import (
@@ -86,6 +86,9 @@ class MemoryJournal:
         self._wake_lanes(route)
         asyncio.get_running_loop().call_soon(_finish, future)
         return future
+
+    def finish(self, route: str, end: Finished, then: Callable[[], None]) -> None:
+        self.advance(route, [end]).add_done_callback(lambda _: then())
 
     def _apply(self, change: Change) -> None:
         record = self.records[change.parent if isinstance(change, Attempted) else change.id]
