@@ -29,6 +29,11 @@ MAX_BYTES = 8 << 20
 """What one transaction takes at most, unless a single operation is larger."""
 AGAIN_S = 0.25
 """How long changes wait that found no room before they are tried again."""
+LATER_S = 0.004
+"""How long ends of messages wait for something that somebody waits for, to be written along with it: a commit that
+brings nothing but ends would keep the next messages waiting. After a crash they are sent again, as at any commit."""
+MANY_ENDS = 256
+"""So many ends are written at once."""
 IDLE_S = 1.0
 """How often an idle writer looks after room and retention."""
 
@@ -106,6 +111,9 @@ class Writer:
         self._wake.acquire()
         self._asleep = False
         self._kicked = False
+        self._pressing = False
+        """What waits is to be written now. Set by the loop, before the writer is woken; cleared by the writer."""
+        self._later: asyncio.TimerHandle | None = None
         self._closing = False
         self._without_room = False
         """The last commit found no room: as long as that is so, one is tried now and then."""
@@ -121,9 +129,14 @@ class Writer:
             op.future.set_exception(JournalBrokenError(self.broken or "journal: it is closed"))
             return
         self._waiting.append(op)
-        if not self._kicked:
-            self._kicked = True
-            self._loop.call_soon(self._kick)
+        if self._kicked:
+            return
+        if op.kind == END and len(self._waiting) < MANY_ENDS:
+            if self._later is None:
+                self._later = self._loop.call_later(LATER_S, self._kick)
+            return
+        self._kicked = True
+        self._loop.call_soon(self._kick)
 
     @property
     def trouble(self) -> str | None:
@@ -148,6 +161,10 @@ class Writer:
 
     def _kick(self) -> None:
         self._kicked = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._pressing = True
         if self._asleep:
             self._asleep = False
             self._wake.release()
@@ -186,14 +203,17 @@ class Writer:
 
     def _take(self) -> list[Op]:
         waiting = self._waiting
-        if not waiting and not self._closing:
+        if not self._pressing and not self._closing:
             self._sleep()
+        self._pressing = False
         batch: list[Op] = []
         size = 0
         while waiting and len(batch) < MAX_OPS and size < MAX_BYTES:
             op = waiting.popleft()
             size += op.size
             batch.append(op)
+        if len(batch) == MAX_OPS or size >= MAX_BYTES:  # there is more
+            self._pressing = True
         return batch
 
     def _sleep(self) -> None:
@@ -201,7 +221,7 @@ class Writer:
         if wait_s <= 0:
             return
         self._asleep = True
-        if self._waiting or self._closing:
+        if self._pressing or self._closing:
             # came between the look and the flag: nobody may have released the lock for it
             self._asleep = False
             self._wake.acquire(blocking=False)

@@ -24,6 +24,8 @@ log = logging.getLogger("gateway.delivery")
 BATCH = 256
 AGAIN_S = 1.0
 """How long the journal is left alone when it could not be asked, or could not tell for sure."""
+ENDING_TIMES = 4
+"""How many times what may be in memory may wait there for its end to be written."""
 SUSPECT_CLAIMS = 2
 """Begun this often without an end, a message is run while no other such one runs."""
 POISON_CLAIMS = 5
@@ -133,7 +135,9 @@ class Delivering:
         self._wake.set()
 
     def _room(self, message: Message) -> bool:
-        if self._dispatch.stopping or len(self._jobs) >= self._limits.in_memory:
+        ending, limit = self._dispatch.ending, self._limits.in_memory
+        # What only waits for its end to be written weighs little, and must not send newcomers the long way round.
+        if self._dispatch.stopping or len(self._jobs) - ending >= limit or ending >= ENDING_TIMES * limit:
             return False
         return self._bytes + len(message.raw or b"") <= self._limits.in_memory_size
 

@@ -57,6 +57,8 @@ class Dispatch:
         }
         self._stack = AsyncExitStack()
         self.sending = 0
+        self.ending = 0
+        """Jobs that are done, and whose end is being written."""
         self.stopping = False
         self._idle = asyncio.Event()
 
@@ -449,11 +451,16 @@ class Dispatch:
     def _end(self, job: Job) -> None:
         """A job has nothing left to do in memory: its end is written, and then it is forgotten."""
         if not job.expanded:
-            self._journal.finish(self._route, job.finished(), lambda: self._left(job))
+            self.ending += 1
+            self._journal.finish(self._route, job.finished(), lambda: self._ended(job))
         elif job.commit is None or job.commit.done():
             self._left(job)
         else:  # until then the journal would give it out once more
             job.commit.add_done_callback(lambda done: self._forget(job, done))
+
+    def _ended(self, job: Job) -> None:
+        self.ending -= 1
+        self._left(job)
 
     def _forget(self, job: Job, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and done.exception() is None:
