@@ -147,6 +147,7 @@ class Listening:
     async def close(self) -> None:
         """Closes all connections, once what was answered is written, or after a second."""
         self._closed = True
+        self.turn.take()  # who has sent a whole request is told so
         for connection in list(self.connections):
             connection.shut()
         try:

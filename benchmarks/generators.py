@@ -1,4 +1,4 @@
-"""Generators for what wrk does not speak: lines and MLLP with answers, WebSocket without. Run by `loads.Generator`.
+"""Generators for what wrk does not speak: lines, MLLP and MQTT with answers, WebSocket without.
 
 One thread, plain sockets and epoll: as little as possible, so that the measured side is the limit.
 """
@@ -22,6 +22,8 @@ _HANDSHAKE = (
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 _BATCH = 64
+_MQTT_PER_S = 2_000
+MQTT_TOPIC = "bench/orders"
 _PATIENCE_S = 20.0
 
 
@@ -134,6 +136,52 @@ def flood(port: int, connections: int, seconds: float) -> dict[str, float]:
     return {"count": count, "seconds": time.perf_counter() - began, "errors": 0}
 
 
+def publish(port: int, connections: int, window: int, seconds: float) -> dict[str, float]:
+    """Publishes orders to an MQTT broker with QoS 1, on each connection a window at a time.
+
+    At a rate that subscribers follow: what the broker can't hand on it would drop.
+    """
+    links = []
+    for number in range(connections):
+        link = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE_S)
+        name = f"bench-{number}".encode()
+        link.sendall(_packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x3c" + struct.pack(">H", len(name)) + name))
+        _exactly(link, 4)  # CONNACK
+        links.append(link)
+    topic = struct.pack(">H", len(MQTT_TOPIC)) + MQTT_TOPIC.encode()
+    batch = b"".join(_packet(0x32, topic + struct.pack(">H", 1 + index) + ORDER) for index in range(window))
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for link in links:
+            link.sendall(batch)
+        for link in links:
+            _exactly(link, 4 * window)  # PUBACKs
+            count += window
+        time.sleep(max(0.0, count / _MQTT_PER_S - (time.perf_counter() - began)))
+    for link in links:
+        link.sendall(_packet(0xE0, b""))
+        link.close()
+    return {"count": count, "seconds": time.perf_counter() - began, "errors": 0}
+
+
+def _packet(head: int, rest: bytes) -> bytes:
+    """An MQTT packet, MQTT 3.1.1 section 2."""
+    length, size = b"", len(rest)
+    while True:
+        size, low = divmod(size, 128)
+        length += bytes([low | (0x80 if size else 0)])
+        if not size:
+            return bytes([head]) + length + rest
+
+
+def _exactly(link: socket.socket, size: int) -> None:
+    while size:
+        got = len(link.recv(min(size, 65536)))
+        if not got:
+            raise ConnectionError("the broker closed the connection")
+        size -= got
+
+
 def _opened(port: int) -> socket.socket:
     link = socket.create_connection(("127.0.0.1", port))
     link.sendall(_HANDSHAKE)
@@ -159,6 +207,8 @@ def main() -> None:
     kind, port, connections, window, seconds = sys.argv[1:]
     if kind == "websocket":
         found = flood(int(port), int(connections), float(seconds))
+    elif kind == "mqtt":
+        found = publish(int(port), int(connections), int(window), float(seconds))
     else:
         found = ask(TALKS[kind], int(port), int(connections), int(window), float(seconds))
     print("RESULT " + json.dumps(found))

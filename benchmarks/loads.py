@@ -109,6 +109,12 @@ def sample(count: int, seconds: float, cpu_s: float, took_s: float, found: dict[
     )
 
 
+def counted(written: str) -> float:
+    """How many messages a generator says that it sent."""
+    count: float = _result(written)["count"]
+    return count
+
+
 def _result(written: str) -> dict[str, Any]:
     for line in written.splitlines():
         if line.startswith("RESULT "):

@@ -12,6 +12,7 @@ from benchmarks.contenders import Contender, bare, gateway
 from benchmarks.loads import Generator, Load, Wrk
 from benchmarks.long import after_growth, backlog
 from benchmarks.singles import Found, idle_memory, start_time
+from benchmarks.steady import steady
 
 P99_MS = 15.0
 
@@ -147,6 +148,7 @@ def singles() -> list[Single]:
         Single("start", "the bundled routes.yaml, import to listening", start_time),
         Single("memory", "the bundled routes.yaml, idle", idle_memory),
         Single("backlog", "1,000,000 pending messages", backlog, long=True),
+        Single("steady", "all protocols at once", steady, long=True),
         Single("growth", "after 5,000,000 delivered messages", after_growth, long=True),
     ]
 
