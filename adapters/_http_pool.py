@@ -7,6 +7,7 @@ import ssl
 from collections import deque
 
 from adapters._http_wire import Answer, Wire, WireError
+from adapters._turn import Turn
 from gateway import Address, Limits
 
 _SWEEP_S = 5.0
@@ -42,6 +43,7 @@ class Pool:
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
         self._loop = asyncio.get_running_loop()
+        self._turn = Turn()
         self._wires: set[Wire] = set()
         self._connecting = 0
         self._free: list[Wire] = []
@@ -131,7 +133,7 @@ class Pool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, wire = await self._loop.create_connection(
-                    lambda: Wire(self._limits, self._ended), host, port, ssl=self._tls, server_hostname=name
+                    lambda: Wire(self._limits, self._turn, self._ended), host, port, ssl=self._tls, server_hostname=name
                 )
         except OSError as error:  # time-outs and faults of TLS are such, too
             raise ConnectError from error

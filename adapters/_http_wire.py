@@ -15,6 +15,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 
 from adapters._request import header_name
 from adapters._sockets import prepare
+from adapters._turn import Turn
 from gateway import Limits
 
 
@@ -56,14 +57,16 @@ class Wire(asyncio.Protocol):
         "_size",
         "_status",
         "_transport",
+        "_turn",
         "_until_close",
         "_without_body",
         "idle_since",
         "usable",
     )
 
-    def __init__(self, limits: Limits, ended: Callable[[Wire], None]) -> None:
+    def __init__(self, limits: Limits, turn: Turn, ended: Callable[[Wire], None]) -> None:
         self._limits = limits
+        self._turn = turn
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -94,7 +97,7 @@ class Wire(asyncio.Protocol):
         if transport is None or transport.is_closing():  # uvloop raises on a write to what is closed
             self.end(WireError(self._why_closed(None)))
         else:
-            transport.write(request)
+            self._turn.write(transport, request)
         return reply
 
     def end(self, error: WireError) -> None:
