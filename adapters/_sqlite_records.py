@@ -219,7 +219,10 @@ def read_trace(blob: bytes) -> tuple[list[Hop], list[Attempt]]:
 
 def reason_blob(reason: Reason | None) -> bytes | None:
     """A reason as bytes."""
-    return None if reason is None else _encode(_plain((reason.kind, reason.text, reason.place)))
+    if reason is None:
+        return None
+    told = () if reason.told is None else (reason.told,)
+    return _encode(_plain((reason.kind, reason.text, reason.place, *told)))
 
 
 def read_reason(blob: bytes | None) -> Reason | None:

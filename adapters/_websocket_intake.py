@@ -182,7 +182,8 @@ class Intake:
                 try:
                     body = reply.body
                 except MessageError as error:
-                    return words.error(f"the reply can't be passed on: {error}", "bad_reply")
+                    log.warning("reply not sent", extra={"route": self._host.route, "reason": str(error)})
+                    return words.error("the target's reply can't be passed on", "bad_reply")
                 slot.text = words.is_text(body, reply.content_type)
                 return body
             case Refused(code=code):

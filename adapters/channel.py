@@ -120,9 +120,11 @@ class Sink(Settings):
         for outcome in outcomes:
             match outcome:
                 case Deferred():
-                    return PeerError(f"channel {self.name}: {outcome.reason}", wait_s=outcome.wait_s)
+                    return PeerError(f"channel {self.name}: {outcome.full}", wait_s=outcome.wait_s)
                 case Refused():
-                    refused = refused or MessageError(f"channel {self.name}: {outcome.reason}", code=outcome.code)
+                    text = f"channel {self.name}: {outcome.full}"
+                    # The reader has said already what a sender may hear: what is wrong with the body, say.
+                    refused = refused or MessageError(text, code=outcome.code, told=outcome.reason)
                 case Accepted():
                     pass
                 case other:

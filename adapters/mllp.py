@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,6 +33,8 @@ from gateway import (
 )
 from transforms._hl7 import codec
 from transforms._hl7_ack import Fault, Header, ack_id, acknowledge, read_answer, read_header
+
+log = logging.getLogger("gateway.stream")
 
 HL7 = "application/hl7-v2"
 _ALL_OF_IT = 2**31
@@ -208,7 +211,9 @@ class _Talk:
                 self._frame(body)
                 return _Said("AA", reply=body)
         except MessageError as error:
-            return _Said(codes.internal, f"the reply can't be said: {error}")
+            extra = {"route": self._host.route, "message_id": outcome.id, "reason": str(error)}
+            log.warning("reply not sent", extra=extra)
+            return _Said(codes.internal, "the target's reply can't be said here")
         return _Said("AA")
 
     def _written(self, header: Header | None, own_id: str, said: _Said) -> bytes:

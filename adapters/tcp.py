@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -43,6 +44,8 @@ from gateway import (
     loading,
     size,
 )
+
+log = logging.getLogger("gateway.stream")
 
 _REASON = frozenset({"reason"})
 _ALL_OF_IT = 2**31
@@ -121,7 +124,7 @@ class Source(Settings):
         return None if self.answers else "senders are told nothing; `answer:` tells them what is safe"
 
     async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
-        talk = _Talk(self.framing, self.content_type, self.answer, host.limits.message)
+        talk = _Talk(self.framing, self.content_type, self.answer, host)
         intake = Intake(host, deliver, talk)
         if self.listen is not None:
             await intake.listen(self.listen, ready, who=f"tcp {self.listen}")
@@ -140,11 +143,11 @@ def _check_constant(answer: Template, framing: AnyFraming) -> None:
 class _Talk:
     """How a tcp source hears and answers."""
 
-    def __init__(self, framing: AnyFraming, content_type: str, answer: Answer | None, max_frame_bytes: int) -> None:
+    def __init__(self, framing: AnyFraming, content_type: str, answer: Answer | None, host: Host) -> None:
         self.answers = answer is not None
         self._framing = framing
         self._content_type = content_type
-        self._max_frame_bytes = max_frame_bytes
+        self._host = host
         self._framer = framing.framer(_ALL_OF_IT)
         said = answer or Answer()
         self._accepted = _Said(said.accepted)
@@ -152,7 +155,7 @@ class _Talk:
         self._deferred = _Said(said.deferred)
 
     def framer(self) -> Framer:
-        return self._framing.framer(self._max_frame_bytes)
+        return self._framing.framer(self._host.limits.message)
 
     def message(self, payload: bytes, link: Link) -> Message:
         return Message(raw=payload, content_type=self._content_type, transport=link.facts)
@@ -167,7 +170,9 @@ class _Talk:
             try:
                 return frame(outcome.reply.body)
             except MessageError as error:
-                return frame(self._refused(message, f"the reply can't be said: {error}"))
+                extra = {"route": self._host.route, "message_id": outcome.id, "reason": str(error)}
+                log.warning("reply not sent", extra=extra)
+                return frame(self._refused(message, "the target's reply can't be said here"))
         assert not isinstance(outcome, Accepted)
         said = self._deferred if type(outcome) is Deferred else self._refused
         return frame(said(message, outcome.reason))

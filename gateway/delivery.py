@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from gateway.dispatch import Dispatch
-from gateway.errors import GatewayError
+from gateway.errors import INTERNAL, GatewayError
 from gateway.jobs import Job, Parcel
 from gateway.journal import Attempted, Due, Finished, JournalBrokenError, Reason, Work
 from gateway.message import Message
@@ -258,7 +258,7 @@ class Delivering:
         while self._held and not self._dispatch.stopping and self._may_begin(self._held[0].claims):
             work = self._held.popleft()
             if work.claims >= POISON_CLAIMS:
-                reason = Reason("poison", _poison(work.claims), "steps")
+                reason = Reason("poison", _poison(work.claims), "steps", INTERNAL)
                 self._inside.dead_letters.note(work.message.id, reason.kind, reason.text, reason.place)
                 await self._journal.advance(self._route, [Finished(work.message.id, "dead", reason=reason)])
                 continue
@@ -325,7 +325,7 @@ class Delivering:
     def _ended(self, item: Due) -> Attempted:
         delivery = item.delivery
         if item.claims >= POISON_CLAIMS:
-            reason = Reason("poison", _poison(item.claims), delivery.target)
+            reason = Reason("poison", _poison(item.claims), delivery.target, INTERNAL)
         else:
             known = ", ".join(target.name for target in self._inside.targets)
             text = f"the route has no target called {delivery.target} any more; it has {known}"

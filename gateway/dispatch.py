@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
-from gateway.errors import MessageError, PeerError
+from gateway.errors import INTERNAL, MessageError, PeerError
 from gateway.failpoints import failpoint, failpoint_soon
 from gateway.jobs import Job, Lane, Parcel, ahead_of
 from gateway.journal import Attempt, Change, Hop, JournalBrokenError, Reason
@@ -150,9 +150,9 @@ class Dispatch:
                 return () if after is None else (after,)
             return (message,) if steps.empty else await steps(message)
         except MessageError as error:
-            job.reason = Reason(error.code, str(error), error.place)
+            job.reason = Reason(error.code, str(error), error.place, error.told)
         except PeerError as error:
-            job.reason = Reason("retries", str(error), "steps")
+            job.reason = Reason("retries", str(error), "steps", error.for_sender)
         except Exception:
             job.reason = self._internal(message, "steps")
         job.hops.append(Hop(job.reason.place or "steps", "failed"))
@@ -161,7 +161,7 @@ class Dispatch:
     def _internal(self, message: Message, place: str) -> Reason:
         log.exception("message failed", extra={"route": self._route, "message_id": message.id})
         self._inside.meters.errors += 1
-        return Reason("internal", "the gateway failed on this message; its log says why", place)
+        return Reason("internal", INTERNAL, place)
 
     async def _split_up(self, job: Job, outs: Sequence[Message]) -> None:
         parcels: list[Parcel] = []
@@ -169,7 +169,8 @@ class Dispatch:
             try:
                 targets = chosen(self._inside, out)
             except MessageError as error:
-                job.reason = Reason("unmatched" if error.place is None else error.code, str(error), error.place)
+                kind = "unmatched" if error.place is None else error.code
+                job.reason = Reason(kind, str(error), error.place, error.told)
                 return
             for target in targets:
                 parcels += await self._packed(job, target, out)
@@ -182,9 +183,9 @@ class Dispatch:
         try:
             return [Parcel(job, parent, message, target.name, key) for message in await target.made_of(out)]
         except MessageError as error:
-            reason = Reason(error.code, str(error), error.place or place)
+            reason = Reason(error.code, str(error), error.place or place, error.told)
         except PeerError as error:
-            reason = Reason("retries", str(error), place)
+            reason = Reason("retries", str(error), place, error.for_sender)
         except Exception:
             reason = self._internal(out, place)
         parcel = Parcel(job, parent, out, target.name, key)
@@ -278,10 +279,10 @@ class Dispatch:
             reply: object = await target.send(message)
             failpoint("target.acked")
         except MessageError as error:
-            reason, asked_s = Reason(error.code, str(error), error.place or target.name), None
+            reason, asked_s = Reason(error.code, str(error), error.place or target.name, error.told), None
             final, reply = True, error.reply
         except PeerError as error:
-            reason, asked_s = Reason("retries", str(error), target.name), error.wait_s
+            reason, asked_s = Reason("retries", str(error), target.name, error.for_sender), error.wait_s
             final, reply = False, error.reply
         except Exception:
             log.exception("send failed", extra={"route": self._route, "target": target.name, "message_id": message.id})

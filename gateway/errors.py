@@ -22,6 +22,9 @@ Refusal = Literal[
     "internal",  # a bug of ours: HTTP 500, MLLP AR
 ]
 
+INTERNAL = "the gateway failed on this message; its log says why"
+"""All that anybody outside hears of a bug."""
+
 
 class GatewayError(Exception):
     """What the gateway raises on purpose. Its text says subject, what was found, what was expected, what to do."""
@@ -36,14 +39,24 @@ class MessageError(GatewayError):
 
     code: what kind of refusal it is, so that an adapter can choose its protocol's word for it.
     reply: the Message that a peer refused it with, if it answered with one.
+    told: what the sender hears in place of the text, where that is about what is inside (addresses, files). The engine
+        fills it in for what a target raises, so that no sink has to think of it.
     place: the step or target that raised it, such as `steps.2.map`; the engine fills it in.
     """
 
-    def __init__(self, text: str, *, code: Refusal = "refused", reply: object | None = None) -> None:
+    def __init__(
+        self, text: str, *, code: Refusal = "refused", reply: object | None = None, told: str | None = None
+    ) -> None:
         super().__init__(text)
         self.code = code
         self.reply = reply
+        self.told = told
         self.place: str | None = None
+
+    @property
+    def for_sender(self) -> str:
+        """What the sender hears. The text itself is for log, history and dead letter."""
+        return str(self) if self.told is None else self.told
 
 
 class PeerError(GatewayError):
@@ -53,6 +66,7 @@ class PeerError(GatewayError):
     wait_s: how long the peer itself asked to be left alone (HTTP `Retry-After`), in seconds; None: it did not say.
     too_late: there was no answer within the time allowed, and the peer may have acted (HTTP 504 rather than 502).
     reply: the Message that the peer answered with all the same (HTTP 500 and its body).
+    told: what the sender hears in place of the text, which names the peer; the engine fills it in for a target's.
     """
 
     def __init__(
@@ -63,9 +77,16 @@ class PeerError(GatewayError):
         wait_s: float | None = None,
         too_late: bool = False,
         reply: object | None = None,
+        told: str | None = None,
     ) -> None:
         super().__init__(text)
         self.reconnect = reconnect
         self.wait_s = wait_s
         self.too_late = too_late
         self.reply = reply
+        self.told = told
+
+    @property
+    def for_sender(self) -> str:
+        """What the sender hears: never the text."""
+        return "it was not taken" if self.told is None else self.told

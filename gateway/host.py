@@ -95,7 +95,9 @@ class EngineHost:
             if row.state in ("delivered", "filtered"):
                 return Accepted(message_id)
             if row.state in FINAL:
-                return Refused(message_id, row.reason.text if row.reason else f"it is {row.state}")
+                if row.reason is None:
+                    return Refused(message_id, f"it is {row.state}")
+                return Refused(message_id, row.reason.for_sender, detail=row.reason.text)
             if self.clock.monotonic() >= deadline:
                 return None
             await self.clock.sleep(pause_s)

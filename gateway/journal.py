@@ -38,6 +38,13 @@ class Reason(Struct, frozen=True):
     text: str
     place: str | None = None
     """The step, target or accept check, such as `steps.2.map` or `ledger`."""
+    told: str | None = None
+    """What the sender may hear in place of `text`, where that is about what is inside."""
+
+    @property
+    def for_sender(self) -> str:
+        """What the sender hears; the text is for the operator."""
+        return self.text if self.told is None else self.told
 
 
 class Attempt(Struct, frozen=True):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
-from gateway.errors import ConfigError, PeerError
+from gateway.errors import ConfigError, MessageError, PeerError
 from gateway.message import Message
 from gateway.observe import Observed, Peer
 from gateway.ports import Clock, Deliver, Host, Send, Shared, Sink, Source
@@ -40,6 +40,16 @@ def peer_error_in(error: BaseException) -> PeerError | None:
         found = [peer_error_in(inner) for inner in error.exceptions]
         return found[0] if found and all(found) else None
     return None
+
+
+def told_of(target: str, error: MessageError | PeerError) -> str:
+    """What a sender hears of a target's error: its text names addresses and files, so no more than who and what."""
+    if isinstance(error, MessageError):
+        status = error.reply.transport.get("status") if isinstance(error.reply, Message) else None
+        return f'the target "{target}" refused it' + (f" with {status}" if isinstance(status, int) else "")
+    if error.too_late:
+        return f'the target "{target}" gave no answer in time; it may have acted on the message'
+    return f'the target "{target}" did not take it'
 
 
 def _go_on_unless_cancelled() -> None:
@@ -168,15 +178,21 @@ class Link:
             PeerError: it is not open and did not open within 5 s, or the sink raised it.
         """
         send, lost = self._send, self._lost
-        if send is None:
-            send, lost = await self._wait_open()
         try:
+            if send is None:
+                send, lost = await self._wait_open()
             try:
                 reply = await send(message)
             except asyncio.CancelledError:
                 _go_on_unless_cancelled()
                 raise PeerError(f"{self._host.target}: the send was given up by its link") from None
+        except MessageError as error:
+            error.told = error.told or told_of(self._host.target, error)
+            raise
         except PeerError as error:
+            error.told = error.told or told_of(self._host.target, error)
+            if send is None:
+                raise
             if error.reconnect and lost is not None and not lost.done():
                 lost.set_exception(error)
             self._failures += 1

@@ -241,7 +241,15 @@ class Refused(Struct, frozen=True):
 
     id: str
     reason: str
+    """For the sender: it names nothing of the inside but routes and targets."""
     code: Refusal = "refused"
+    detail: str = ""
+    """For the operator, where there is more to say; read `full`."""
+
+    @property
+    def full(self) -> str:
+        """All that is known of why: for logs and operators, never for the sender."""
+        return self.detail or self.reason
 
 
 class Deferred(Struct, frozen=True):
@@ -249,11 +257,19 @@ class Deferred(Struct, frozen=True):
 
     id: str
     reason: str
+    """For the sender: it names nothing of the inside but routes and targets."""
     wait_s: float = 1.0
     too_late: bool = False
     """No answer came in time, and a target may have acted (HTTP 504)."""
     answerless: bool = False
     """A target that was to reply could not be reached or gave no answer (HTTP 502)."""
+    detail: str = ""
+    """For the operator, where there is more to say; read `full`."""
+
+    @property
+    def full(self) -> str:
+        """All that is known of why: for logs and operators, never for the sender."""
+        return self.detail or self.reason
 
 
 Outcome = Accepted | Refused | Deferred

@@ -9,7 +9,7 @@ from functools import partial
 
 from gateway.config import Configured
 from gateway.delivery import Delivering
-from gateway.errors import MessageError, PeerError
+from gateway.errors import INTERNAL, MessageError, PeerError
 from gateway.failpoints import failpoint, failpoint_soon
 from gateway.gate import Gate
 from gateway.host import EngineHost, Services
@@ -26,6 +26,7 @@ START_S = 10.0
 """How long a start waits for a source to listen or to have tried its peer once."""
 FULL_WAIT_S = 5.0
 """How long senders are asked to wait while the journal has no room."""
+NOT_STORED = "the gateway can't store it now; send it again later"
 PAUSED_WAIT_S = 5.0
 """How long senders are asked to wait while the route is paused and stores nothing."""
 
@@ -252,19 +253,18 @@ class Route:
             outcome = await self._handled(message)
         except MessageError as error:
             outcome = await self._refused(
-                message, Refused(message.id, str(error), error.code), error.place, answers=answers
+                message, Refused(message.id, error.for_sender, error.code, str(error)), error.place, answers=answers
             )
         except PeerError as error:
             answerless = self.configured.settings.ack == "reply" and not error.too_late
-            outcome = Deferred(message.id, str(error), error.wait_s or 1.0, error.too_late, answerless)
-        except JournalFullError as error:
-            outcome = Deferred(message.id, str(error), FULL_WAIT_S)
-        except JournalBrokenError as error:
-            outcome = Deferred(message.id, str(error), FULL_WAIT_S)
+            told = error.for_sender if error.too_late else f"{error.for_sender}; send it again later"
+            outcome = Deferred(message.id, told, error.wait_s or 1.0, error.too_late, answerless, str(error))
+        except (JournalFullError, JournalBrokenError) as error:
+            outcome = Deferred(message.id, NOT_STORED, FULL_WAIT_S, detail=str(error))
         except Exception:
             log.exception("message failed", extra={"route": self.name, "message_id": message.id})
             meters.errors += 1
-            refused = Refused(message.id, "the gateway failed on this message; its log says why", "internal")
+            refused = Refused(message.id, INTERNAL, "internal")
             outcome = await self._refused(message, refused, None, answers=answers)
         finally:
             gate.leave()
@@ -378,14 +378,16 @@ class Route:
         if answers:
             return refused
         try:
-            await self.bury(message, Reason(refused.code, refused.reason, place))
+            await self.bury(message, Reason(refused.code, refused.full, place))
         except (PeerError, MessageError, JournalFullError, JournalBrokenError) as error:
-            return Deferred(message.id, f"the dead letter could not be kept: {error}", FULL_WAIT_S)
+            detail = f"the dead letter could not be kept: {error}"
+            return Deferred(message.id, NOT_STORED, FULL_WAIT_S, detail=detail)
         except Exception:
             log.exception("dead letter failed", extra={"route": self.name, "message_id": message.id})
             self._meters.errors += 1
-            return Deferred(message.id, "the dead letter could not be kept; the gateway's log says why", FULL_WAIT_S)
-        self._inside.dead_letters.note(message.id, refused.code, refused.reason, place)
+            detail = "the dead letter could not be kept; the gateway's log says why"
+            return Deferred(message.id, NOT_STORED, FULL_WAIT_S, detail=detail)
+        self._inside.dead_letters.note(message.id, refused.code, refused.full, place)
         return refused
 
     async def bury(self, message: Message, reason: Reason) -> None:

@@ -186,10 +186,10 @@ def _row(route: str, message: Message, outcome: Outcome) -> Shape:
     match outcome:
         case Accepted():
             pass
-        case Refused(reason=reason):
-            row |= {"outcome": "refused", "reason": reason}
-        case Deferred(reason=reason):
-            row |= {"outcome": "deferred", "reason": reason}
+        case Refused():
+            row |= {"outcome": "refused", "reason": outcome.full}
+        case Deferred():
+            row |= {"outcome": "deferred", "reason": outcome.full}
     return row
 
 

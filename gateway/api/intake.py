@@ -15,7 +15,7 @@ from gateway.api.access import SEND, Caller, Calling
 from gateway.api.bodies import answer, body_of, only
 from gateway.api.control import Control, Running, route_named
 from gateway.api.problems import Problem, deferral, refusal
-from gateway.api.shapes import as_reason, status_of
+from gateway.api.shapes import as_told, status_of
 from gateway.cloudevents import from_http, is_event
 from gateway.errors import MessageError
 from gateway.journal import FINAL, Detail
@@ -218,7 +218,7 @@ async def _stored(
     detail = await _settled(control, message_id, wait_s)
     if detail is None or detail.row.state not in _SETTLED:
         return answer({**told, "status": "pending"}, 202, headers)
-    reason = as_reason(detail.row.reason)
+    reason = as_told(detail.row.reason)
     return answer({**told, "status": status_of(detail.row), **({"reason": reason} if reason else {})}, 200, headers)
 
 

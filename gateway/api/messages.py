@@ -209,7 +209,7 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
 def check_accepted(outcome: Outcome) -> None:
     """Raises a Problem unless the message was accepted."""
     if isinstance(outcome, Refused):
-        raise refusal(outcome.code, outcome.reason, outcome.id)
+        raise refusal(outcome.code, outcome.full, outcome.id)
     if isinstance(outcome, Deferred):
         raise deferral(outcome)
     assert isinstance(outcome, Accepted)

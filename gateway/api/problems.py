@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from gateway.errors import MessageError, Refusal
+from gateway.errors import INTERNAL, MessageError, Refusal
 from gateway.journal import JournalBrokenError, JournalFullError
 from gateway.message import Deferred
 
@@ -81,7 +81,7 @@ def internal() -> Problem:
 def refusal(code: Refusal, reason: str, message_id: str | None = None) -> Problem:
     """A message was refused."""
     if code == "internal":
-        reason = "the gateway failed on this message; its log says why"
+        reason = INTERNAL
     more: dict[str, Any] = {} if message_id is None else {"id": message_id}
     return Problem(STATUS[code], code, reason, **more)
 
@@ -130,7 +130,7 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
 
 async def _on_message(_request: Request, error: Exception) -> Response:
     found = cast("MessageError", error)
-    return refusal(found.code, str(found)).response()
+    return refusal(found.code, found.for_sender).response()
 
 
 async def _on_full(_request: Request, error: Exception) -> Response:

@@ -25,6 +25,11 @@ def as_reason(reason: Reason | None) -> Shape | None:
     return None if reason is None else _given(kind=reason.kind, text=reason.text, place=reason.place)
 
 
+def as_told(reason: Reason | None) -> Shape | None:
+    """Why, for who sent the message: with nothing of the inside."""
+    return None if reason is None else _given(kind=reason.kind, text=reason.for_sender, place=reason.place)
+
+
 def as_row(row: Row) -> Shape:
     """A message in a list."""
     return _given(

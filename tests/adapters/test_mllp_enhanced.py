@@ -61,8 +61,8 @@ async def test_enhanced_mode_can_be_switched_off() -> None:
         (Message(raw=b'{"ok": true}'), b"\rMSA|AA|MSG1\r"),
         (Message(raw=b"{}", transport={"status": 422}), b"\rMSA|AE|MSG1|the target answered 422\r"),
         (Message(raw=b"{}", transport={"status": 503}), b"\rMSA|AR|MSG1|the target answered 503\r"),
-        (Message(raw=b"MSH|^~\\&|\x1c"), b"\rMSA|AR|MSG1|the reply can't be said: frame: the body contains 1C"),
-        (Message(parsed=[], content_type="application/hl7-v2"), b"\rMSA|AR|MSG1|the reply can't be said: "),
+        (Message(raw=b"MSH|^~\\&|\x1c"), b"\rMSA|AR|MSG1|the target's reply can't be said here"),
+        (Message(parsed=[], content_type="application/hl7-v2"), b"\rMSA|AR|MSG1|the target's reply can't be said here"),
     ],
     ids=["hl7", "json", "422", "503", "delimiter", "unwritable"],
 )

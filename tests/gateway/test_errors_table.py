@@ -32,6 +32,8 @@ def test_the_errors_are_a_tree_of_three() -> None:
 def test_errors_say_what_to_do_with_them() -> None:
     refused, away = MessageError("no"), PeerError("away")
     assert (refused.code, refused.reply, refused.place) == ("refused", None, None)
+    assert (refused.for_sender, away.for_sender) == ("no", "it was not taken")
+    assert MessageError("/srv/x", told="not here").for_sender == PeerError("9:9", told="not here").for_sender
     assert (away.reconnect, away.wait_s, away.too_late, away.reply) == (False, None, False, None)
     told = PeerError("late", reconnect=True, wait_s=7.0, too_late=True, reply=Message())
     assert (told.reconnect, told.wait_s, told.too_late) == (True, 7.0, True)

@@ -237,7 +237,8 @@ async def test_a_call_that_finds_nobody_defers_the_sender(bench: Bench) -> None:
     async with bench.route("    retry: {attempts: 1}\n" + steps(CALL)) as route:
         outcome = await post(route, {})
     assert isinstance(outcome, Deferred)
-    assert (outcome.reason, outcome.wait_s) == ("away", 9.0)
+    assert outcome.reason == 'the target "crm" did not take it; send it again later'
+    assert (outcome.full, outcome.wait_s) == ("away", 9.0)
 
 
 @pytest.mark.parametrize("into", ["crm", "headers.x", "body", "body.", "body..x", "body.1"])

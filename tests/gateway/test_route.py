@@ -54,11 +54,12 @@ def shown(outcome: Any) -> tuple[Any, ...]:
     raise AssertionError(outcome)
 
 
+NO = 'the target "probe" refused it'
 ANY = "the gateway failed on this message; its log says why"
 OUTCOMES = [
     (None, ("accepted",), ("accepted",)),
-    (MessageError("no"), ("refused", "refused", "no"), ("refused", "refused", "no")),
-    (MessageError("no", code="malformed"), ("refused", "malformed", "no"), ("refused", "malformed", "no")),
+    (MessageError("no"), ("refused", "refused", NO), ("refused", "refused", NO)),
+    (MessageError("no", code="malformed"), ("refused", "malformed", NO), ("refused", "malformed", NO)),
     (PeerError("away"), ("deferred", 1.0, False, False), ("deferred", 1.0, False, True)),
     (PeerError("busy", wait_s=7.0), ("deferred", 7.0, False, False), ("deferred", 7.0, False, True)),
     (PeerError("late", too_late=True), ("deferred", 1.0, True, False), ("deferred", 1.0, True, False)),
@@ -108,7 +109,8 @@ async def test_who_can_not_be_told_has_its_dead_letter_kept_before_the_refusal(
         outcome = await post(route, {"good": False}, answers=False)
         if full:
             assert isinstance(outcome, Deferred)
-            assert outcome.reason.startswith("the dead letter could not be kept: ")
+            assert outcome.reason == "the gateway can't store it now; send it again later"
+            assert outcome.full.startswith("the dead letter could not be kept: ")
             assert (outcome.wait_s, bench.journal.records) == (5.0, {})
         else:
             assert isinstance(outcome, Refused)
@@ -130,7 +132,7 @@ async def test_a_dead_letter_may_go_to_a_target_which_must_accept_it_first(bench
         script("graves").does = raises(PeerError("full up"))
         outcome = await post(route, {"n": 1}, answers=False)
         assert isinstance(outcome, Deferred)
-        assert outcome.reason == "the dead letter could not be kept: full up"
+        assert outcome.full == "the dead letter could not be kept: full up"
         script("graves").does = lambda message: None
         assert isinstance(await post(route, {"n": 2}, answers=False), Refused)
     assert script("graves").trees == [{"n": 1}, {"n": 2}]

@@ -36,7 +36,9 @@ async def test_with_wait_the_answer_is_what_became_of_the_message(tmp_path: Path
         box("ledger").failing = MessageError("ledger: the booking is closed")
         answer = await here.post("orders", {"id": 2}, query="?wait=5s")
         assert (answer.status_code, answer.json()["status"]) == (200, "dead")
-        assert answer.json()["reason"]["text"] == "ledger: the booking is closed"
+        assert answer.json()["reason"]["text"] == 'the target "ledger" refused it'
+        detail = await here.client.get(f"/api/v1/messages/{answer.json()['id']}")
+        assert detail.json()["reason"]["text"] == "ledger: the booking is closed"
 
 
 async def test_a_wait_that_ends_first_is_answered_202_and_the_message_goes_on(tmp_path: Path) -> None:
