@@ -31,8 +31,6 @@ __all__ = [
     "log_as_json",
 ]
 
-TOLD_A_SECOND = 10
-"""Dead letters of one route that are logged each second; of more, only how many."""
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -245,33 +243,6 @@ _TARGET_COUNTERS = {
 
 
 Counts = Mapping[str, Mapping[Any, int]]
-
-
-class DeadLetters:
-    """Tells of dead letters, to the log and the counters: each one, but in the log no more than ten a second."""
-
-    def __init__(self, route: str, meters: RouteMeters, clock: Clock) -> None:
-        self._route = route
-        self._meters = meters
-        self._clock = clock
-        self._second = 0
-        self._told = 0
-        self._untold = 0
-
-    def note(self, message_id: str, kind: str, text: str, place: str | None) -> None:
-        """A message, or its delivery to one target, became a dead letter."""
-        self._meters.dead += 1
-        second = int(self._clock.monotonic())
-        if second != self._second:
-            if self._untold:
-                log.warning("dead letters", extra={"route": self._route, "more": self._untold})
-            self._second, self._told, self._untold = second, 0, 0
-        if self._told >= TOLD_A_SECOND:
-            self._untold += 1
-            return
-        self._told += 1
-        extra = {"route": self._route, "message_id": message_id, "kind": kind, "reason": text, "place": place}
-        log.warning("dead letter", extra=extra)
 
 
 class MetricsCollector(Collector):

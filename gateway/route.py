@@ -376,6 +376,8 @@ class Route:
     async def _refused(self, message: Message, refused: Refused, place: str | None, *, answers: bool) -> Outcome:
         """A refusal, once it is safe: where the sender can't be told, as a committed dead letter."""
         if answers:
+            if refused.code != "internal":  # a bug is logged already
+                self._inside.refusals.note(message, refused, place)
             return refused
         try:
             await self.bury(message, Reason(refused.code, refused.full, place))

@@ -15,7 +15,8 @@ from gateway.language import Target
 from gateway.layers import Breaker, Retry, guarded, limited, measured, retried
 from gateway.links import Link
 from gateway.message import Message
-from gateway.observe import DeadLetters, TargetMeters
+from gateway.notices import DeadLetters, Refusals
+from gateway.observe import TargetMeters
 from gateway.path import Path, Pattern
 from gateway.ports import Clock, Send, Sink, Step
 from gateway.workers import Workers
@@ -76,6 +77,7 @@ class Inside:
         self.services = services
         self.meters = services.observed.route(self.name)
         self.dead_letters = DeadLetters(self.name, self.meters, services.clock)
+        self.refusals = Refusals(self.name, services.clock)
         self.calling = 0
         """How many calls of steps wait for their answer."""
         self.called: Callable[[], None] = _nothing

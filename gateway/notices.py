@@ -1,0 +1,76 @@
+"""What a route tells the log of single messages: dead letters, and refusals that only their sender heard. Sparingly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gateway.message import Message, Refused
+from gateway.observe import RouteMeters
+from gateway.ports import Clock
+
+log = logging.getLogger("gateway")
+
+TOLD_A_SECOND = 10
+"""Of each kind and route; of more, only how many."""
+
+
+class _Sparing:
+    """A warning that a route may have often: ten a second are logged, and of more how many."""
+
+    def __init__(self, one: str, many: str, route: str, clock: Clock) -> None:
+        self._one = one
+        self._many = many
+        self._route = route
+        self._clock = clock
+        self._second = 0
+        self._told = 0
+        self._untold = 0
+
+    def tell(self, **fields: object) -> None:
+        second = int(self._clock.monotonic())
+        if second != self._second:
+            self._tell_rest()
+            self._second, self._told = second, 0
+        if self._told < TOLD_A_SECOND:
+            self._told += 1
+            log.warning(self._one, extra={"route": self._route, **fields})
+            return
+        if not self._untold:  # the last of a burst: nothing may come behind it
+            asyncio.get_running_loop().call_later(1.0, self._tell_rest)
+        self._untold += 1
+
+    def _tell_rest(self) -> None:
+        if self._untold:
+            log.warning(self._many, extra={"route": self._route, "more": self._untold})
+            self._untold = 0
+
+
+class DeadLetters:
+    """Tells of dead letters, to the log and the counters: each one, but in the log no more than ten a second."""
+
+    def __init__(self, route: str, meters: RouteMeters, clock: Clock) -> None:
+        self._meters = meters
+        self._log = _Sparing("dead letter", "dead letters", route, clock)
+
+    def note(self, message_id: str, kind: str, text: str, place: str | None) -> None:
+        """A message, or its delivery to one target, became a dead letter."""
+        self._meters.dead += 1
+        self._log.tell(message_id=message_id, kind=kind, reason=text, place=place)
+
+
+class Refusals:
+    """Tells the log of refusals that the sender heard, which leave no other trace: no more than ten a second."""
+
+    def __init__(self, route: str, clock: Clock) -> None:
+        self._log = _Sparing("message refused", "messages refused", route, clock)
+
+    def note(self, message: Message, refused: Refused, place: str | None) -> None:
+        """A sender was told that its message can't pass. Nothing of the body or the headers is logged."""
+        fields = {"message_id": message.id, "code": refused.code, "reason": refused.full}
+        if place is not None:
+            fields["place"] = place
+        peer = message.transport.get("peer")
+        if isinstance(peer, str):
+            fields["peer"] = peer
+        self._log.tell(**fields)

@@ -1,0 +1,99 @@
+"""What the log has of single messages: enough for who looks at it at night, and never so much that it drowns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import Message, MessageError, Refused
+from gateway.notices import DeadLetters, Refusals
+from gateway.observe import RouteMeters
+from gateway.testing import ManualClock, until
+from tests.gateway.bench import Bench, post
+from tests.gateway.probe import plug_in, raises, script
+
+CHECKED = """
+    ack: delivered
+    accept: [{filter: body.good}]
+    to: {probe: {}}
+"""
+PEER = {"peer": "10.0.0.7:4711"}
+
+
+@pytest.fixture(autouse=True)
+def probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch)
+
+
+def told(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    names = ("route", "message_id", "code", "kind", "reason", "place", "peer", "more")
+    return [
+        {name: getattr(record, name) for name in names if hasattr(record, name)}
+        for record in caplog.records
+        if record.getMessage() == event and record.levelno == logging.WARNING
+    ]
+
+
+async def test_what_only_its_sender_heard_is_in_the_log_with_all_that_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path)
+    async with bench.route(CHECKED) as route:
+        checked = await post(route, {"good": False}, transport=PEER)
+        script("out").does = raises(MessageError("http://crm:9: answered 422"))
+        sent = await post(route, {"good": True, "pin": "s3cret"}, headers={"authorization": "s3cret"})
+    assert told(caplog, "message refused") == [
+        {
+            "route": "r",
+            "message_id": checked.id,
+            "code": "refused",
+            "reason": "accept: a filter does not hold for this message",
+            "peer": "10.0.0.7:4711",
+        },
+        {
+            "route": "r",
+            "message_id": sent.id,
+            "code": "refused",
+            "reason": "http://crm:9: answered 422",
+            "place": "probe",
+        },
+    ]
+    assert "s3cret" not in str([record.__dict__ for record in caplog.records])
+
+
+async def test_a_bug_and_a_dead_letter_are_told_once_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(tmp_path)
+    async with bench.route(CHECKED) as route:
+        await post(route, {"good": False}, answers=False)
+        script("out").does = raises(ValueError("bug"))
+        await post(route, {"good": True})
+    assert len(told(caplog, "dead letter")) == 1
+    assert told(caplog, "message refused") == []
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == ["message failed"]
+
+
+async def test_ten_a_second_are_told_one_by_one_and_the_rest_counted(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    refusals = Refusals("r", clock)
+    for _ in range(15):
+        refusals.note(Message(), Refused("m", "no"), None)
+    await clock.advance(1)
+    refusals.note(Message(), Refused("m", "no"), None)
+    assert len(told(caplog, "message refused")) == 11
+    assert told(caplog, "messages refused") == [{"route": "r", "more": 5}]
+
+
+async def test_the_rest_of_a_burst_is_told_though_nothing_comes_behind_it(caplog: pytest.LogCaptureFixture) -> None:
+    clock, meters = ManualClock(), RouteMeters()
+    dead, refusals = DeadLetters("r", meters, clock), Refusals("r", clock)
+    for _ in range(12):
+        dead.note("m", "refused", "no", None)
+        refusals.note(Message(), Refused("m", "no"), None)
+    async with asyncio.timeout(5):
+        await until(lambda: told(caplog, "messages refused"))
+    assert told(caplog, "messages refused") == told(caplog, "dead letters") == [{"route": "r", "more": 2}]
+    assert meters.dead == 12
