@@ -8,6 +8,7 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -52,6 +53,7 @@ class LinesHandler(logging.Handler):
         self._lines: deque[str] = deque()
         self._wake = threading.Semaphore(0)
         self._written = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="log-lines", daemon=True)
         self._thread.start()
 
@@ -74,8 +76,15 @@ class LinesHandler(logging.Handler):
             self._wake.release()
             self._written.wait(FLUSH_S)
 
+    def close(self) -> None:
+        """Ends the thread once all is written."""
+        self.flush()
+        self._closed = True
+        self._wake.release()
+        super().close()
+
     def _run(self) -> None:
-        while True:
+        while not self._closed:
             self._wake.acquire()
             while self._lines:
                 batch = [self._lines.popleft() for _ in range(min(len(self._lines), 256))]
@@ -105,15 +114,27 @@ class LinesHandler(logging.Handler):
                 return
 
 
-def log_as_json(level: int = logging.INFO) -> LinesHandler:
-    """Sends all logs of the process to standard error as JSON lines; libraries only from warnings on."""
+@contextlib.contextmanager
+def logging_as_json(level: int = logging.INFO) -> Iterator[LinesHandler]:
+    """Sends all logs of the process to standard error as JSON lines; libraries only from warnings on.
+
+    When the context ends the lines that are left have been written, and logging is as it was: who runs the command
+    within a process of its own, a test say, gets no line more.
+    """
     handler = LinesHandler()
     handler.setFormatter(JsonLines())
-    root = logging.getLogger()
+    root, gateway = logging.getLogger(), logging.getLogger("gateway")
+    before = list(root.handlers), root.level, gateway.level
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("gateway").setLevel(level)
-    return handler
+    gateway.setLevel(level)
+    try:
+        yield handler
+    finally:
+        handler.close()
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        gateway.setLevel(before[2])
 
 
 def lines_dropped() -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.logs import lines_dropped, log_as_json
+from gateway.logs import lines_dropped
 from gateway.message import Message, Outcome, rfc3339
 from gateway.ports import Clock
 
@@ -28,7 +28,6 @@ __all__ = [
     "RouteMeters",
     "TargetMeters",
     "Watcher",
-    "log_as_json",
 ]
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

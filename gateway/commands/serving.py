@@ -33,13 +33,13 @@ def run(
     import logging
 
     from gateway.banner import banner
-    from gateway.observe import log_as_json
+    from gateway.logs import logging_as_json
     from gateway.process import run as run_process
 
     if log_level not in _LEVELS:
         raise typer.BadParameter(f"expected one of {', '.join(_LEVELS)}, got {log_level!r}", param_hint="--log-level")
-    log_as_json(getattr(logging, log_level.upper()))
-    status = run_process(path, watch=watch, started=lambda app: say(banner(app.config)))
+    with logging_as_json(getattr(logging, log_level.upper())):
+        status = run_process(path, watch=watch, started=lambda app: say(banner(app.config)))
     raise typer.Exit(status)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -474,6 +476,18 @@ def test_run_refuses_what_check_refuses_with_exit_code_2(run: Run, tmp_path: Pat
     (tmp_path / "routes.yaml").write_text("version: 1\nroutes:\n  a:\n    from: rest\n    to: dorp\n")
     assert run("run") == run("check")
     assert run("run")[0] == 2
+
+
+def test_run_leaves_logging_as_it_was(run: Run) -> None:
+    def now() -> tuple[Any, ...]:
+        return list(logging.root.handlers), logging.root.level, logging.getLogger("gateway").level
+
+    before, threads = now(), set(threading.enumerate())
+    assert run("run")[0] == 2
+    assert now() == before
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 def test_run_tells_of_an_address_in_use(tmp_path: Path) -> None:

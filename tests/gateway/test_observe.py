@@ -89,6 +89,7 @@ def logging_to(descriptor: int, most: int = 10_000) -> Iterator[tuple[logging.Lo
         yield logger, handler
     finally:
         logger.removeHandler(handler)
+        handler.close()
 
 
 def lines(descriptor: int) -> list[dict[str, Any]]:
