@@ -14,13 +14,17 @@ class Admission:
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self.refused = 0
         """Connections refused since somebody last set this to 0."""
-        self._limits = limits
         self._clock = clock
         self._total = 0
         self._of_address: dict[str, int] = {}
-        self._burst = max(1.0, limits.new_connections)
+        self.keep_to(limits)
         self._allowance: dict[str, tuple[float, float]] = {}
         """Per address: how many may come at once, and when that was so."""
+
+    def keep_to(self, limits: Limits) -> None:
+        """Goes on with these limits. Who was admitted stays."""
+        self._limits = limits
+        self._burst = max(1.0, limits.new_connections)
 
     def admit(self, address: str) -> bool:
         """Whether one more connection of this peer address may stay."""

@@ -83,15 +83,13 @@ async def audience(at: ListenAt, host: Host, *, queue_bytes: int, who: str) -> A
     """Whoever connects to this address, for as long as the context lasts.
 
     Raises:
-        PeerError: the address can't be had.
-        ConfigError: the certificate can't be used.
+        ConfigError: the address can't be had, or the certificate can't be used.
     """
     people = Audience(host, queue_bytes)
-    server = await listen(lambda: _Listener(people), at, host.limits, who=who)
     try:
-        yield people
+        async with listen(lambda: _Listener(people), at, host, who=who):
+            yield people
     finally:
-        server.close()
         leaving = [listener.gone for listener in people.listeners]
         for listener in tuple(people.listeners):
             listener.close()

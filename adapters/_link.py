@@ -69,6 +69,10 @@ class Link(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         intake = self._intake
         self.facts = facts(transport)
+        if intake.over:  # it was accepted in the last moment, or shook hands until after it
+            self._ending = True
+            self._transport.abort()
+            return
         if intake.admission is not None:
             address = (transport.get_extra_info("peername") or ("",))[0]
             if not intake.admission.admit(address):

@@ -32,27 +32,31 @@ _HOSTS = 1000
 @dataclass(frozen=True)
 class Listener:
     """The listener of an address, with its TLS. Bodies keep to the limits given at `mount`; all other limits, of
-    headers, times and connections, are those of the component that opened it first.
+    headers, times and connections, are those of the component that was the first to mount something on it.
     """
 
     at: ListenAt
+
+    @property
+    def place(self) -> str:
+        """Its port: it stays open while routes change."""
+        return f"tcp port {self.at.address.port}"
 
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Listening]:
         """Listens for as long as the context lasts.
 
         Raises:
-            PeerError: the address can't be had now.
-            ConfigError: its certificate or key can't be used.
+            ConfigError: the address can't be had, or its certificate or key can't be used.
         """
         listening = Listening(host.limits, host.clock, tls=self.at.tls is not None)
-        server = await listen(lambda: Connection(listening), self.at, host.limits, who=f"http listener {self.at}")
-        try:
-            listening.serve(server)
-            yield listening
-        finally:
-            server.close()
-            await listening.close()
+        async with listen(lambda: Connection(listening), self.at, host, who=f"http listener {self.at}") as servers:
+            try:
+                listening.serve(servers.address)
+                yield listening
+            finally:
+                servers.close()
+                await listening.close()
 
 
 class Listening:
@@ -72,6 +76,7 @@ class Listening:
         self.header_count = limits.header_count
         self.now = clock.monotonic()
         """Seconds, as of the last sweep: good enough for time-outs."""
+        self._mounted = 0
         self._clock = clock
         self._admission = Admission(limits, clock)
         self.connections: set[Connection] = set()
@@ -96,7 +101,8 @@ class Listening:
         path: a pattern such as `/orders/{id}`; static segments win over parameters.
         methods: HEAD is answered like GET, without a body, and OPTIONS with Allow, unless they are named. None at all
             for a path that takes upgrades alone.
-        limits: whose `message` bounds the bodies; default: the listener's.
+        limits: whose `message` bounds the bodies, and which the listener keeps to when nothing else is mounted;
+            default: the listener's.
         check: looks at the headers before the body is read.
         upgrade: takes over the connection of a WebSocket handshake; see `_request.Upgrade`.
 
@@ -112,11 +118,15 @@ class Listening:
         names = list(dict.fromkeys(method.encode() for method in methods))
         if any(name in place.by_method for name in names) or (upgrade is not None and place.upgrade is not None):
             raise ConfigError(f"http {self.address}: two routes take {', '.join(methods)} at {path}; change one's path")
+        if limits is not None and not self._mounted:
+            self.keep_to(limits)
+        self._mounted += 1
         place.by_method.update(dict.fromkeys(names, mount))
         place.upgrade = place.upgrade or (mount if upgrade is not None else None)
         try:
             yield mount
         finally:
+            self._mounted -= 1
             for name in names:
                 del place.by_method[name]
             if place.upgrade is mount:
@@ -130,13 +140,17 @@ class Listening:
         self.now = self._clock.monotonic()
         return self.now
 
-    def serve(self, server: asyncio.AbstractServer) -> None:
-        """Begins to look after the connections of this server."""
-        sockets = getattr(server, "sockets", ())
-        if sockets:
-            name = sockets[0].getsockname()
-            self.address = Address(name[0], name[1])
+    def serve(self, address: Address) -> None:
+        """Begins to look after the connections of the server that listens there."""
+        self.address = address
         self._sweep_on()
+
+    def keep_to(self, limits: Limits) -> None:
+        """Goes on with these limits."""
+        self.limits = limits
+        self.small_head = min(limits.headers, limits.header_line)
+        self.header_count = limits.header_count
+        self._admission.keep_to(limits)
 
     def sweep(self) -> None:
         """Cuts what is overdue on any connection. Called twice a second."""

@@ -6,10 +6,12 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-from gateway import Address, ClientTls, ConfigError, Limits, ListenAt, PeerError, client_context, server_context
+from adapters._bound import sockets_at
+from gateway import Address, ClientTls, ConfigError, Host, ListenAt, PeerError, client_context, server_context
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -84,31 +86,52 @@ async def dial(
     return transport, protocol
 
 
-async def listen(
-    make: Callable[[], asyncio.Protocol], at: ListenAt, limits: Limits, *, who: str
-) -> asyncio.AbstractServer:
-    """A server, listening.
+@asynccontextmanager
+async def listen(make: Callable[[], asyncio.Protocol], at: ListenAt, host: Host, *, who: str) -> AsyncIterator[Servers]:
+    """Serves whoever connects, for as long as the context lasts. While routes change the address stays ours.
 
     Raises:
         ConfigError: the address can't be had, or the certificate or its key can't be used.
     """
     secured: dict[str, Any] = {}
     if at.tls is not None:
-        secured = {"ssl": server_context(at.tls), "ssl_handshake_timeout": limits.handshake}
+        secured = {"ssl": server_context(at.tls), "ssl_handshake_timeout": host.limits.handshake}
     loop = asyncio.get_running_loop()
-    try:
-        # Cancelled in its last turn, a create_server that also begins to serve would leave the address taken.
-        server = await loop.create_server(
-            make, at.address.host, at.address.port, backlog=1024, start_serving=False, **secured
-        )
+    async with AsyncExitStack() as stack:
         try:
-            await server.start_serving()
-        except BaseException:
+            sockets = await stack.enter_async_context(sockets_at(at.address, host))
+            servers = Servers()
+            stack.callback(servers.close)
+            for bound in sockets:
+                # Cancelled in its last turn, a create_server that also begins to serve would leave the address taken.
+                server = await loop.create_server(make, sock=bound, backlog=1024, start_serving=False, **secured)
+                servers.add(server)
+                await server.start_serving()
+        except OSError as error:
+            raise ConfigError(f"{who}: can't listen: {reason(error)}; is another program or route on {at}?") from error
+        yield servers
+
+
+class Servers:
+    """The servers of one address: localhost has two."""
+
+    def __init__(self) -> None:
+        self._servers: list[asyncio.Server] = []
+
+    def add(self, server: asyncio.Server) -> None:
+        """One more."""
+        self._servers.append(server)
+
+    @property
+    def address(self) -> Address:
+        """Where they listen; tells the port where 0 was asked for."""
+        name = self._servers[0].sockets[0].getsockname()
+        return Address(name[0], name[1])
+
+    def close(self) -> None:
+        """Nobody is let in any more; what was let in stays."""
+        for server in self._servers:
             server.close()
-            raise
-        return server
-    except OSError as error:
-        raise ConfigError(f"{who}: can't listen: {reason(error)}; is another program or route on {at}?") from error
 
 
 def lost(who: str, error: Exception | None) -> PeerError:

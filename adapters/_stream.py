@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 from adapters._admission import Admission
@@ -73,6 +73,8 @@ class Intake:
         self.host = host
         self.talk = talk
         self.admission: Admission | None = None
+        self.over = False
+        """It stops: links that come now are nobody's."""
         self.links: set[Link] = set()
         self.watched: set[Link] = set()
         """Links with an unfinished frame, or with bytes that the peer does not read."""
@@ -89,22 +91,18 @@ class Intake:
         """Serves whoever connects, within the limits, until cancelled. `who` begins the sentences of errors.
 
         Raises:
-            PeerError: the address can't be had.
-            ConfigError: the certificate can't be used.
+            ConfigError: the address can't be had, or the certificate can't be used.
         """
         self.admission = Admission(self.host.limits, self.host.clock)
         fault: Exception
-        async with self._taking():
+        async with self._taking(), AsyncExitStack() as stack:
             try:
-                server = await listen(lambda: Link(self), at, self.host.limits, who=who)
+                await stack.enter_async_context(listen(lambda: Link(self), at, self.host, who=who))
             except (PeerError, ConfigError) as error:
                 fault = error
             else:
                 ready()
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    server.close()
+                await asyncio.Event().wait()
         raise fault
 
     async def connect(
@@ -199,6 +197,7 @@ class Intake:
                 log.warning("connections refused", extra={"route": self.host.route, "count": count})
 
     async def _close_links(self) -> None:
+        self.over = True
         for link in list(self.links):
             link.close()
         gone = [link.lost for link in self.links]

@@ -50,7 +50,10 @@ class Door:
                     "give them the same origins, subprotocols and pings, or different paths"
                 )
             room = Room(self, host, listening)
-            with listening.mount(self.path, (), _nobody, upgrade=room.upgrade), swept(room.links, host.clock):
+            with (
+                listening.mount(self.path, (), _nobody, limits=host.limits, upgrade=room.upgrade),
+                swept(room.links, host.clock),
+            ):
                 try:
                     yield room
                 finally:

@@ -10,11 +10,12 @@ import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from pydantic import Field
 
+from adapters._bound import sockets_at
 from adapters._sockets import reason
 from gateway import (
     JSON,
@@ -67,8 +68,12 @@ class Source(Settings):
         loop = asyncio.get_running_loop()
         fault: PeerError | None = None
         arrivals = _Arrivals(self, host, deliver)
-        link, _ = await _opened(self.listen, who, lambda link, at: _bind(link, at, self.receive_buffer))
-        with link:
+        async with AsyncExitStack() as stack:
+            try:
+                (link,) = await stack.enter_async_context(sockets_at(self.listen, host, datagrams=True))
+            except OSError as error:
+                raise PeerError(f"{who}: {reason(error)}") from error
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
             async with arrivals.workers:
                 local = _shown(link.getsockname())
                 loop.add_reader(link, arrivals.drain, link, local)
@@ -201,11 +206,6 @@ async def _opened(
     except OSError as error:
         raise PeerError(f"{who}: {reason(error)}") from error
     return link, socket.AddressFamily(family)
-
-
-def _bind(link: socket.socket, at: Any, receive_buffer: int) -> None:
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    link.bind(at)
 
 
 def _aim(link: socket.socket, at: Any) -> None:

@@ -146,32 +146,71 @@ class App:
         ]
         if fixed:
             raise ConfigError(f"gateway.{fixed[0]}: it can't change while the gateway runs; restart it")
+        async with self.services.shares.keeping():
+            try:
+                done = await self._swap(config)
+            except Exception:
+                await self._bring_back(before)
+                raise
         self.config = config
-        try:
-            return await self._swap(config)
-        except ConfigError:
-            self.config = before
-            await self._swap(before)
-            raise
+        return done
 
     async def _swap(self, config: Config) -> list[str]:
+        """Changes what differs. What takes other addresses is stopped first, all of it: they may be each other's."""
         grace_s = config.gateway.grace
-        done = []
-        for name in [name for name in self.routes if name not in config.routes]:
-            await self.routes.pop(name).stop(grace_s)
-            done.append(f"{name}: stopped")
+        gone = [name for name in self.routes if name not in config.routes]
+        changed = self._to_change(config)
+        moved = [pair for pair in changed if not pair[0].keeps_sources(pair[1])]
         new = [configured for configured in config.routes.values() if configured.name not in self.routes]
-        for configured in config.routes.values():
-            running = self.routes.get(configured.name)
-            if running is not None and running.configured != configured:
-                await running.swap(configured, grace_s)
-                done.append(f"{configured.name}: changed")
-        for configured in new:  # last: they may take an address that another route has just left
+        for name in gone:
+            await self.routes.pop(name).stop(grace_s)
+        for route, configured in changed:
+            if (route, configured) not in moved:
+                await route.swap(configured, grace_s)
+        await asyncio.gather(*(route.suspend(configured, grace_s) for route, configured in moved))
+        for route, configured in moved:
+            await route.go_on(configured)
+        for configured in new:
             await self._added(configured).listen()
-            done.append(f"{configured.name}: started")
         for configured in new:
             self.routes[configured.name].open()
-        return done
+        return [
+            *(f"{name}: stopped" for name in gone),
+            *(f"{configured.name}: changed" for _, configured in changed),
+            *(f"{configured.name}: started" for configured in new),
+        ]
+
+    def _to_change(self, config: Config) -> list[tuple[Route, Configured]]:
+        """The running routes that differ, or that an earlier change left suspended, with what they are to become."""
+        pairs = [(self.routes.get(configured.name), configured) for configured in config.routes.values()]
+        return [
+            (route, configured)
+            for route, configured in pairs
+            if route is not None and (route.suspended or route.configured != configured)
+        ]
+
+    async def _bring_back(self, config: Config) -> None:
+        """Goes on with the configuration that ran before a change which failed. Each route that can run does."""
+        grace_s = config.gateway.grace
+        for name in [name for name in self.routes if name not in config.routes]:
+            await self.routes.pop(name).stop(grace_s)
+        changed = self._to_change(config)
+        await asyncio.gather(*(route.suspend(configured, grace_s) for route, configured in changed))
+        for route, configured in changed:
+            try:
+                await route.go_on(configured)
+            except ConfigError as error:
+                log.error("route not brought back", extra={"route": route.name, "reason": str(error)})
+        for configured in config.routes.values():
+            if configured.name not in self.routes:
+                route = self._added(configured)
+                try:
+                    await route.listen()
+                except ConfigError as error:
+                    del self.routes[configured.name]
+                    log.error("route not brought back", extra={"route": route.name, "reason": str(error)})
+                else:
+                    route.open()
 
 
 @asynccontextmanager

@@ -81,9 +81,10 @@ class Delivering:
                 await self._dispatch.idle()
         except TimeoutError:
             log.warning("grace is over", extra={"route": self._route, "sending": self._dispatch.sending})
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
             await self._take_back()
         self._inside.services.alone.end(self)
 

@@ -310,6 +310,33 @@ class Shares:
 
     def __init__(self) -> None:
         self._entries: dict[object, _Entry[Any]] = {}
+        self._keeping = False
+        self._idle: dict[object, _Entry[Any]] = {}
+        """What is kept open without users."""
+
+    @asynccontextmanager
+    async def keeping(self) -> AsyncIterator[None]:
+        """Keeps what has a `place` open for as long as the context lasts: while its users are changed for others."""
+        self._keeping = True
+        try:
+            yield
+        finally:
+            self._keeping = False
+            while self._idle:
+                await self._let_go(next(iter(self._idle)))
+
+    async def _let_go(self, what: Any) -> None:
+        """Closes what is kept without users."""
+        entry = self._idle.pop(what)
+        if not entry.users:
+            await self._closed(what, entry)
+
+    async def _make_way(self, what: object) -> None:
+        """Closes what is kept at the same place and is another."""
+        place = getattr(what, "place", None)
+        if place is not None:
+            while others := [kept for kept in self._idle if kept != what and getattr(kept, "place", None) == place]:
+                await self._let_go(others[0])
 
     @asynccontextmanager
     async def lease(self, what: Shared[T], host: Host) -> AsyncIterator[T]:
@@ -318,9 +345,11 @@ class Shares:
         Raises:
             PeerError: it could not be opened; or, out of the context: its link was lost.
         """
+        await self._make_way(what)
         while (before := self._entries.get(what)) is not None and before.close.is_set():
             assert before.task is not None
             await asyncio.wait({before.task})  # never two at once: it may be an address, or a client id
+        self._idle.pop(what, None)
         entry: _Entry[T] = self._entries.get(what) or self._start(what, host)
         entry.users += 1
         loop = asyncio.get_running_loop()
@@ -350,7 +379,11 @@ class Shares:
         finally:
             entry.users -= 1
             if entry.users == 0:
-                await self._closed(what, entry)
+                is_open = entry.value.done() and not entry.lost.done()
+                if self._keeping and is_open and getattr(what, "place", None) is not None:
+                    self._idle[what] = entry
+                else:
+                    await self._closed(what, entry)
 
     def _start(self, what: Shared[T], host: Host) -> _Entry[T]:
         entry = self._entries[what] = _Entry[T]()

@@ -69,6 +69,9 @@ class Shared(Protocol[T_co]):
     """A connection or a listener that several components use: equal settings are one instance.
 
     It is hashable, and equal to another one with the same settings. The first user opens, the last closes.
+
+    One that has a property `place`, a text such as `tcp port 8081`, stays open while routes are changed: a user that
+    comes until then finds it as it was. Before another one with the same place is opened it is closed.
     """
 
     def open(self, host: Host) -> AbstractAsyncContextManager[T_co]:

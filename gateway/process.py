@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,12 @@ async def _reloads(app: App, wanted: asyncio.Event) -> bool:
     while True:
         await wanted.wait()
         wanted.clear()
-        with suppress(ConfigError):  # logged where it was decided; what ran before still runs
+        try:
             await app.reload()
+        except ConfigError:  # logged where it was decided; what ran before still runs
+            pass
+        except Exception:
+            log.exception("reload failed")
 
 
 async def _watch(path: Path, wanted: asyncio.Event, stop: asyncio.Event) -> bool:

@@ -39,6 +39,8 @@ class Route:
         self.configured = configured
         self.paused = False
         """Nothing is delivered. Set it before `open`; later call `pause` and `resume`."""
+        self.suspended = False
+        """It is between the halves of a swap, or its last one failed: it takes nothing in until `go_on`."""
         self._services = services
         self._meters = services.observed.route(self.name)
         self.gate = Gate(configured.settings.limits.in_flight, self._meters)
@@ -174,25 +176,41 @@ class Route:
         Sources that stay as they are keep running, so that their senders notice nothing.
 
         Raises:
-            ConfigError: a source can't run as configured; the route is stopped then.
+            ConfigError: a source can't run as configured; the route is suspended then.
         """
-        same_sources = configured.settings.sources == self.configured.settings.sources
-        same_limits = configured.settings.limits == self.configured.settings.limits
-        keep = same_sources and same_limits
+        await self.suspend(configured, grace_s)
+        await self.go_on(configured)
+
+    def keeps_sources(self, configured: Configured) -> bool:
+        """Whether its sources go on as they are under another configuration."""
+        now, then = self.configured.settings, configured.settings
+        return then.sources == now.sources and then.limits == now.limits
+
+    async def suspend(self, configured: Configured, grace_s: float) -> None:
+        """The first half of a swap: after it nothing runs but the sources that stay as they are."""
+        self.suspended = True
         self.gate.close(stopping=False)
         await self._drain(grace_s)
-        if not keep:
-            await self._stop_sources()
         await self._stop_inside(grace_s)
+        if not self.keeps_sources(configured):
+            await self._stop_sources()
         failpoint("reload.swapped")
+
+    async def go_on(self, configured: Configured) -> None:
+        """The second half of a swap.
+
+        Raises:
+            ConfigError: a source can't run as configured; the route is suspended then.
+        """
         self._services.observed.forget_targets(self.name)
         self.configured = configured
         self._inside = Inside(configured, self._services)
         self._delivering = self._made_delivering()
         self._start_inside()
-        if not keep:
+        if not self._sources:
             self.gate.limit(configured.settings.limits.in_flight)
             await self._start_sources()
+        self.suspended = False
         self.gate.reopen()
 
     async def _drain(self, grace_s: float) -> None:

@@ -649,3 +649,57 @@ async def test_a_bug_while_it_is_open_is_logged_and_reaches_its_users_as_a_loss(
     await asyncio.wait({user.task}, timeout=1)
     assert str(user.task.exception()) == "Hub: the link was lost"
     assert [record.message for record in caplog.records] == ["connection failed"]
+
+
+# --- what stays open while routes change
+
+
+class Port(Hub):
+    """A hub that has a place; others of that place are in its way."""
+
+    def __init__(self, name: str, place: str = "tcp port 1") -> None:
+        super().__init__(name)
+        self.place = place
+
+
+async def test_what_has_a_place_is_kept_for_its_next_user_and_closed_at_last_when_none_comes() -> None:
+    shares, port, lost_of_use, plain = Shares(), Port("a"), Port("b", "tcp port 2"), Hub("plain")
+    users = [User(shares, hub) for hub in (port, lost_of_use, plain)]
+    await settle()
+    async with shares.keeping():
+        for user in users:
+            await user.left()
+        assert [hub.log[-1] for hub in (port, lost_of_use, plain)] == ["open", "open", "closed"]
+        again = User(shares, Port("a"))
+        await settle()
+        assert again.value is port
+    assert (port.log, lost_of_use.log[-1]) == (["opening", "open"], "closed")
+    await again.left()
+    assert port.log[-1] == "closed"
+
+
+async def test_what_is_kept_makes_way_for_another_at_its_place() -> None:
+    shares, old, new = Shares(), Port("old"), Port("new")
+    user = User(shares, old)
+    await settle()
+    async with shares.keeping():
+        await user.left()
+        other = User(shares, new)
+        await settle()
+        assert (old.log[-1], new.log) == ("closed", ["opening", "open"])
+    assert new.log[-1] == "open"
+    await other.left()
+
+
+async def test_what_is_lost_while_it_is_kept_is_opened_anew() -> None:
+    shares, old, new = Shares(), Port("a"), Port("a")
+    user = User(shares, old)
+    await settle()
+    async with shares.keeping():
+        await user.left()
+        old.lost.set_exception(PeerError("gone"))
+        await settle()
+        again = User(shares, new)
+        await settle()
+        assert again.value is new
+    await again.left()
