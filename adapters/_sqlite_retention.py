@@ -75,6 +75,8 @@ class Upkeep:
     def after_commit(self, *, idle: bool) -> None:
         """One small piece of what is to do."""
         busy = self._busy()
+        if idle and self._tables.clock_was_set():
+            self._note_clock()
         if self._log_pages >= self._checkpoint_at or (idle and not busy and self._log_pages):
             self.checkpoint()
         if time.monotonic() - self._looked_at >= LOOK_S:
@@ -82,6 +84,13 @@ class Upkeep:
         self._commits += 1
         if busy and (idle or self._too_large or self._commits % EVERY == 0):
             self._work()
+
+    def _note_clock(self) -> None:
+        """Notes what the machine's clock shows now, so that the next start knows how much time has gone by."""
+        self._tables.execute("BEGIN IMMEDIATE")
+        self._tables.close_books()
+        self._tables.execute("COMMIT")
+        self._tables.committed()
 
     def checkpoint(self, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> None:
         """Writes the log back into the file."""
@@ -176,7 +185,8 @@ class Upkeep:
             "WHERE seq >= ? ORDER BY seq LIMIT ?",
             (first, limit),
         ).fetchall()
-        oldest = tables.now() - self._age_s
+        now = tables.now()
+        oldest = now - self._age_s
         excess = self._excess
         gone: list[int] = []
         end = first
@@ -199,7 +209,7 @@ class Upkeep:
             return
         self._from = end if self._first_young is None else self._first_young
         self._at = None
-        self._pass_over_at = tables.now()
+        self._pass_over_at = now
         tables.execute("DELETE FROM zones WHERE zone < (SELECT min(seq) FROM messages) >> ?", (ZONE_BITS,))
 
     def _remove(self, seqs: list[int]) -> None:

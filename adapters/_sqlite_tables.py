@@ -38,6 +38,10 @@ OPEN_DELIVERIES = len(STATES)
 ZONE_BITS = 12
 _CLOCK = (0, 0)
 _NEXT = (0, 1)
+_WALL = (0, 2)
+"""What the machine's clock showed at `_CLOCK`."""
+SET_S = 1.0
+"""A clock that goes wrong by more than this was set, or it drifts: that is worth noting."""
 
 
 class Place(NamedTuple):
@@ -78,16 +82,20 @@ def _upsert_counts(count: int) -> str:
 class Tables:
     """What is in the file, for the writer."""
 
-    def __init__(self, connection: apsw.Connection, now: Callable[[], float]) -> None:
+    def __init__(self, connection: apsw.Connection, now: Callable[[], float], wall: Callable[[], float]) -> None:
+        """now, wall: journal time and wall time, in seconds."""
         self.connection = connection
         self.execute: Callable[..., Any] = connection.execute
         self.now = now
+        self._wall = wall
         self.routes: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.counts: dict[tuple[int, int], int] = {}
         """By route and state, as committed. Read by other threads: never changed in place but key by key."""
         self.clock_s = 0.0
         """Journal time as last persisted."""
+        self.wall_s: float | None = None
+        """Wall time at that moment; None: it was not noted."""
         self.ended_from: float = 0
         """The first of the messages that became final since retention last began to look."""
         self._next = 1
@@ -102,6 +110,8 @@ class Tables:
         self.names = {route: name for name, route in self.routes.items()}
         counts = {(route, state): n for route, state, n in self.execute("SELECT route, state, n FROM counts")}
         self.clock_s = counts.pop(_CLOCK, 0) / 1000
+        wall_ms = counts.pop(_WALL, None)
+        self.wall_s = None if wall_ms is None else wall_ms / 1000
         highest = self.execute("SELECT max(seq) FROM messages").get or 0
         self._next = max(self._next, counts.pop(_NEXT, 1), highest + 1)
         self.counts = counts
@@ -110,10 +120,15 @@ class Tables:
 
     def close_books(self) -> None:
         """Writes what the transaction changed in the counts: the last thing before it is committed."""
-        rows: list[int] = [*_CLOCK, int(self.now() * 1000), *_NEXT, self._next]
+        self.clock_s, self.wall_s = self.now(), self._wall()
+        rows: list[int] = [*_CLOCK, int(self.clock_s * 1000), *_WALL, int(self.wall_s * 1000), *_NEXT, self._next]
         for key, delta in self._deltas.items():
             rows += (*key, self.counts.get(key, 0) + delta)
         self.execute(_upsert_counts(len(rows) // 3), rows)
+
+    def clock_was_set(self) -> bool:
+        """Whether wall time and journal time are further apart, or nearer, than when they were last persisted."""
+        return self.wall_s is None or abs(self._wall() - self.wall_s - self.now() + self.clock_s) > SET_S
 
     def committed(self) -> None:
         """The transaction is durable."""

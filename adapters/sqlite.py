@@ -69,9 +69,9 @@ async def open_journal(
         stack.callback(schema.close, connection)
         time = JournalTime(clock)
         with schema.plain(path):
-            tables = Tables(connection, time)
+            tables = Tables(connection, time, clock.time)
             upkeep = Upkeep(tables, path, age_s=age_s, size_bytes=size_bytes, reserve_bytes=reserve_bytes)
-        time.begin(tables.clock_s)
+        time.begin(tables.clock_s, tables.wall_s)
         journal = SqliteJournal(tables, upkeep, clock, time, _once(on_broken))
         stack.push_async_callback(journal.close)
         for name in ("delivery", "browse"):
@@ -96,12 +96,20 @@ class JournalTime:
     """Journal time, in seconds: wall time at first, then onwards by the monotonic clock, and never back."""
 
     def __init__(self, clock: Clock) -> None:
+        self._wall = clock.time
         self._monotonic = clock.monotonic
         self._offset = clock.time() - clock.monotonic()
 
-    def begin(self, last_s: float) -> None:
-        """Goes on at least where the journal last was."""
-        self._offset = max(self._offset, last_s - self._monotonic())
+    def begin(self, last_s: float, wall_s: float | None) -> None:
+        """Goes on where the journal last was, by what has gone by since on the clock, which showed `wall_s` then.
+
+        Never to later than the clock shows now: it may have been put right meanwhile, and what is thought too old is
+        lost. None: what the clock showed was not noted.
+        """
+        now = self._wall()
+        if wall_s is not None:
+            now = min(now, last_s + now - wall_s)
+        self._offset = max(now, last_s) - self._monotonic()
 
     def __call__(self) -> float:
         return self._monotonic() + self._offset

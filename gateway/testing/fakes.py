@@ -24,6 +24,8 @@ class ManualClock:
 
     def __init__(self, now_s: float = 1_000_000.0) -> None:
         self._now_s = now_s
+        self.set_by_s = 0.0
+        """How far somebody has set the machine's clock, forward or back: its wall time alone jumps by that."""
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
         self.slept: list[float] = []
 
@@ -33,7 +35,7 @@ class ManualClock:
         return len(self._sleepers)
 
     def time(self) -> float:
-        return self._now_s
+        return self._now_s + self.set_by_s
 
     def monotonic(self) -> float:
         return self._now_s

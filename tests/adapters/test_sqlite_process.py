@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import apsw
 import pytest
 
 from adapters import _sqlite_schema as schema
@@ -48,6 +50,48 @@ async def test_journal_time_never_goes_back(tmp_path: Path) -> None:
     ahead = ManualClock(9_000_000.0)
     async with opened(tmp_path, ahead) as journal:
         assert journal.now() == pytest.approx(9_000_000.0)
+
+
+@pytest.mark.parametrize(("set_by_s", "next_s"), [(86_400.0, 2_000_060), (-86_400.0, 2_000_000)])
+async def test_a_clock_that_was_set_moves_journal_time_neither_then_nor_at_the_next_start(
+    tmp_path: Path, set_by_s: float, next_s: float
+) -> None:
+    clock = ManualClock(2_000_000.0)
+    async with opened(tmp_path, clock) as journal:
+        clock.set_by_s = set_by_s
+        assert journal.now() == pytest.approx(2_000_000)
+        await keep(journal, message())
+    after = ManualClock(2_000_060.0 + set_by_s)
+    async with opened(tmp_path, after) as journal:
+        assert journal.now() == pytest.approx(next_s, abs=0.002)
+
+
+async def test_a_clock_that_was_wrong_and_is_put_right_between_two_runs_makes_nothing_old(tmp_path: Path) -> None:
+    for now_s in (2_000_000.0, 1_000.0, 2_000_060.0):
+        async with opened(tmp_path, ManualClock(now_s)) as journal:
+            await keep(journal, message())
+            assert journal.now() == pytest.approx(max(2_000_000, now_s), abs=0.002)
+
+
+async def test_a_clock_that_is_set_while_nothing_is_written_is_noted(tmp_path: Path) -> None:
+    clock = ManualClock(2_000_000.0)
+    async with opened(tmp_path, clock) as journal:
+        await keep(journal, message())
+        clock.set_by_s = 86_400.0
+        await until(lambda: _wall_s(tmp_path) == 2_086_400)
+        shutil.copytree(tmp_path, tmp_path.parent / "killed")
+    after = ManualClock(2_086_460.0)
+    async with opened(tmp_path.parent / "killed", after) as journal:
+        assert journal.now() == pytest.approx(2_000_060, abs=0.002)
+
+
+def _wall_s(folder: Path) -> float:
+    """The wall time that the journal noted last."""
+    reader = apsw.Connection(str(folder / schema.FILE), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return float(reader.execute("SELECT n FROM counts WHERE route = 0 AND state = 2").get or 0) / 1000
+    finally:
+        reader.close()
 
 
 CHILD = """
