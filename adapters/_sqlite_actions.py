@@ -71,7 +71,7 @@ def _reopen(tables: Tables, seq: int, route: int, target: str | None, lanes: set
         return False
     turn, now = tables.next_turn(), tables.now()
     tables.execute("UPDATE deliveries SET turn = ? WHERE seq = ?", (turn, seq))
-    tables.execute("UPDATE messages SET turn = ? WHERE seq = ?", (turn, seq))
+    tables.execute("UPDATE messages SET turn = ?, since = ? WHERE seq = ?", (turn, now, seq))
     for n, _, name, lane in chosen:
         tables.execute(
             "UPDATE deliveries SET state = 1, due_at = ?, attempts = 0, claims = 0, reason = NULL WHERE n = ?",
@@ -91,7 +91,9 @@ def _reopen(tables: Tables, seq: int, route: int, target: str | None, lanes: set
 def _store_again(tables: Tables, seq: int, route: int) -> None:
     turn = tables.next_turn()
     tables.execute("DELETE FROM states WHERE seq = ?", (seq,))
-    urgency = tables.execute("UPDATE messages SET turn = ? WHERE seq = ? RETURNING urgency", (turn, seq)).get
+    urgency = tables.execute(
+        "UPDATE messages SET turn = ?, since = ? WHERE seq = ? RETURNING urgency", (turn, tables.now(), seq)
+    ).get
     tables.execute("INSERT INTO stored VALUES (?, ?, ?, ?, 0)", (route, urgency, turn, seq))
     tables.count(route, STORED, 1)
 

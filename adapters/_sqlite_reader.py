@@ -1,5 +1,6 @@
 """What the delivery asks the journal for, in a thread and over a connection of its own: no commit holds it up."""
 
+# ruff: noqa: S608  what is put into statements is a constant of ours
 from __future__ import annotations
 
 import asyncio
@@ -88,6 +89,8 @@ def _answer(future: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 # -- stored ------------------------------------------------------------------------------------------------------------
 
+SINCE = "coalesce(m.since, m.received)"
+"""Rows of version 1 don't have it; journal time was wall time then."""
 _STORED = (
     "SELECT s.seq, s.claims, m.id, length(m.body) FROM stored s JOIN messages m ON m.seq = s.seq "
     "WHERE s.route = ? ORDER BY s.urgency, s.turn"
@@ -114,11 +117,13 @@ def stored(
         works: list[Work] = []
         damaged: list[int] = []
         for seq, claims in chosen:
-            key, crc, envelope, body = connection.execute(
-                "SELECT id, crc, envelope, body FROM messages WHERE seq = ?", (seq,)
+            key, crc, envelope, body, since = connection.execute(
+                f"SELECT id, crc, envelope, body, {SINCE} FROM messages m WHERE seq = ?", (seq,)
             ).get
             try:
-                works.append(Work(sound_message(name, key, crc, envelope, body), claims))
+                message = sound_message(name, key, crc, envelope, body)
+                message.since = since
+                works.append(Work(message, claims))
             except DamagedError as error:
                 log.error(
                     "a stored message is damaged",
@@ -132,7 +137,8 @@ def stored(
 
 DELIVERY = (
     "SELECT m.id, d.child, d.target, d.state, d.lane, d.attempts, d.due_at, d.reason, d.crc, "
-    "coalesce(d.envelope, m.envelope), coalesce(d.body, m.body) FROM deliveries d JOIN messages m USING (seq) "
+    f"coalesce(d.envelope, m.envelope), coalesce(d.body, m.body), {SINCE} "
+    "FROM deliveries d JOIN messages m USING (seq) "
 )
 
 
@@ -142,12 +148,13 @@ def delivery_of(route: str, row: Sequence[Any]) -> Delivery:
     Raises:
         DamagedError: it is not as it was written.
     """
-    parent, child, target, state, lane, attempts, due_at, reason, crc, envelope, body = row
+    parent, child, target, state, lane, attempts, due_at, reason, crc, envelope, body, since = row
     if checksum(zlib.crc32(route.encode("utf-8", "replace")), envelope, body) != crc:
         raise DamagedError("its checksum is wrong")
     message = message_of(envelope, body)
     if message.id != id_text(parent if child is None else child):
         raise DamagedError("its id is not the one that it was stored under")
+    message.since = since
     return Delivery(
         parent=id_text(parent),
         target=target,

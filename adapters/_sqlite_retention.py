@@ -75,7 +75,7 @@ class Upkeep:
     def after_commit(self, *, idle: bool) -> None:
         """One small piece of what is to do."""
         busy = self._busy()
-        if idle and self._tables.clock_was_set():
+        if idle and self._tables.now.was_set():
             self._note_clock()
         if self._log_pages >= self._checkpoint_at or (idle and not busy and self._log_pages):
             self.checkpoint()

@@ -29,7 +29,8 @@ CHECK_S = 0.5
 WRITER_CACHE_KIB = 32 * 1024
 READER_CACHE_KIB = 4 * 1024
 
-# One row per message that never changes but for its turn: its place in the queue, its own number unless replayed.
+# One row per message that never changes but for its turn (its place in the queue, its own number unless replayed) and
+# what else a replay sets.
 # `stored` are those whose steps are not finished; all others have a row in `states`. Nothing of a delivered message
 # is in any index but that of the ids, so that millions of them cost nothing.
 _TABLES_1 = """
@@ -65,7 +66,11 @@ CREATE TABLE memos (
   scope TEXT, key TEXT, value TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
 CREATE INDEX memos_until ON memos (until);
 """
-MIGRATIONS = (_TABLES_1,)
+# `since`: journal time from which a message's age counts.
+_TABLES_2 = """
+ALTER TABLE messages ADD COLUMN since REAL;
+"""
+MIGRATIONS = (_TABLES_1, _TABLES_2)
 """What makes version n + 1 of version n."""
 VERSION = len(MIGRATIONS)
 

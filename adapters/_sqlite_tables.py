@@ -26,6 +26,7 @@ from adapters._sqlite_records import (
     reason_blob,
     search_text,
 )
+from adapters._sqlite_time import JournalTime, Noted
 from gateway.failpoints import failpoint
 from gateway.journal import Reason, State
 
@@ -38,10 +39,8 @@ OPEN_DELIVERIES = len(STATES)
 ZONE_BITS = 12
 _CLOCK = (0, 0)
 _NEXT = (0, 1)
-_WALL = (0, 2)
-"""What the machine's clock showed at `_CLOCK`."""
-SET_S = 1.0
-"""A clock that goes wrong by more than this was set, or it drifts: that is worth noting."""
+_WALL, _MONOTONIC = (0, 2), (0, 3)
+"""What the machine's clocks showed at `_CLOCK`, all in milliseconds."""
 
 
 class Place(NamedTuple):
@@ -56,8 +55,9 @@ class Place(NamedTuple):
 @cache
 def _insert_messages(count: int) -> str:
     return (
-        "INSERT OR IGNORE INTO messages (seq, route, urgency, crc, received, id, correlation, envelope, body) VALUES "
-        + ",".join(["(?,?,?,?,?,?,?,?,?)"] * count)
+        "INSERT OR IGNORE INTO messages "
+        "(seq, route, urgency, crc, received, id, correlation, envelope, body, since) VALUES "
+        + ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * count)
     )
 
 
@@ -82,20 +82,16 @@ def _upsert_counts(count: int) -> str:
 class Tables:
     """What is in the file, for the writer."""
 
-    def __init__(self, connection: apsw.Connection, now: Callable[[], float], wall: Callable[[], float]) -> None:
-        """now, wall: journal time and wall time, in seconds."""
+    def __init__(self, connection: apsw.Connection, now: JournalTime) -> None:
         self.connection = connection
         self.execute: Callable[..., Any] = connection.execute
         self.now = now
-        self._wall = wall
         self.routes: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.counts: dict[tuple[int, int], int] = {}
         """By route and state, as committed. Read by other threads: never changed in place but key by key."""
-        self.clock_s = 0.0
-        """Journal time as last persisted."""
-        self.wall_s: float | None = None
-        """Wall time at that moment; None: it was not noted."""
+        self.noted = Noted(0.0)
+        """Journal time as it was persisted when this was made."""
         self.ended_from: float = 0
         """The first of the messages that became final since retention last began to look."""
         self._next = 1
@@ -109,9 +105,9 @@ class Tables:
         self.routes = {name: route for route, name in self.execute("SELECT route, name FROM routes")}
         self.names = {route: name for name, route in self.routes.items()}
         counts = {(route, state): n for route, state, n in self.execute("SELECT route, state, n FROM counts")}
-        self.clock_s = counts.pop(_CLOCK, 0) / 1000
-        wall_ms = counts.pop(_WALL, None)
-        self.wall_s = None if wall_ms is None else wall_ms / 1000
+        journal_ms, wall_ms, monotonic_ms = (counts.pop(key, None) for key in (_CLOCK, _WALL, _MONOTONIC))
+        wall_s = None if wall_ms is None else wall_ms / 1000
+        self.noted = Noted((journal_ms or 0) / 1000, wall_s, (monotonic_ms or 0) / 1000)
         highest = self.execute("SELECT max(seq) FROM messages").get or 0
         self._next = max(self._next, counts.pop(_NEXT, 1), highest + 1)
         self.counts = counts
@@ -120,15 +116,12 @@ class Tables:
 
     def close_books(self) -> None:
         """Writes what the transaction changed in the counts: the last thing before it is committed."""
-        self.clock_s, self.wall_s = self.now(), self._wall()
-        rows: list[int] = [*_CLOCK, int(self.clock_s * 1000), *_WALL, int(self.wall_s * 1000), *_NEXT, self._next]
+        rows: list[int] = [*_NEXT, self._next]
+        for key, seconds in zip((_CLOCK, _WALL, _MONOTONIC), self.now.note(), strict=True):
+            rows += (*key, int((seconds or 0.0) * 1000))
         for key, delta in self._deltas.items():
             rows += (*key, self.counts.get(key, 0) + delta)
         self.execute(_upsert_counts(len(rows) // 3), rows)
-
-    def clock_was_set(self) -> bool:
-        """Whether wall time and journal time are further apart, or nearer, than when they were last persisted."""
-        return self.wall_s is None or abs(self._wall() - self.wall_s - self.now() + self.clock_s) > SET_S
 
     def committed(self) -> None:
         """The transaction is durable."""
@@ -173,18 +166,18 @@ class Tables:
         rows: list[Any] = []
         known = self._known
         low = high = arrivals[0][5]
-        for name, message_id, urgency, crc, key, received, correlation, envelope, body in arrivals:
+        for name, message_id, urgency, crc, key, received, correlation, envelope, body, since in arrivals:
             route = self.routes.get(name) or self.route_number(name)
-            rows += (seq, route, urgency, crc, received, key, correlation, envelope, body)
+            rows += (seq, route, urgency, crc, received, key, correlation, envelope, body, since)
             known[message_id] = Place(seq, route, urgency, seq)
             low, high = min(low, received), max(high, received)
             self._deltas[route, STORED] = self._deltas.get((route, STORED), 0) + 1
             seq += 1
         self._next = seq
         inserted = 0
-        for at in range(0, len(rows), 9 * CHUNK):
-            chunk = rows[at : at + 9 * CHUNK]
-            self.execute(_insert_messages(len(chunk) // 9), chunk)
+        for at in range(0, len(rows), 10 * CHUNK):
+            chunk = rows[at : at + 10 * CHUNK]
+            self.execute(_insert_messages(len(chunk) // 10), chunk)
             inserted += self.connection.changes()
         self.execute(
             "INSERT INTO stored SELECT route, urgency, seq, seq, 0 FROM messages WHERE seq BETWEEN ? AND ?",

@@ -24,6 +24,7 @@ from adapters._sqlite_reader import Reader
 from adapters._sqlite_records import CODES, STORED, checksum, envelope_of, id_key, trace_of
 from adapters._sqlite_retention import Upkeep
 from adapters._sqlite_tables import OPEN_DELIVERIES, Tables
+from adapters._sqlite_time import JournalTime
 from adapters._sqlite_writer import APPEND, CALL, CHANGES, END, PATIENT_CALL, Op, Then, Writer, size_of
 from gateway.journal import (
     Change,
@@ -69,9 +70,9 @@ async def open_journal(
         stack.callback(schema.close, connection)
         time = JournalTime(clock)
         with schema.plain(path):
-            tables = Tables(connection, time, clock.time)
+            tables = Tables(connection, time)
             upkeep = Upkeep(tables, path, age_s=age_s, size_bytes=size_bytes, reserve_bytes=reserve_bytes)
-        time.begin(tables.clock_s, tables.wall_s)
+        time.begin(tables.noted)
         journal = SqliteJournal(tables, upkeep, clock, time, _once(on_broken))
         stack.push_async_callback(journal.close)
         for name in ("delivery", "browse"):
@@ -90,29 +91,6 @@ def _once(call: Callable[[str], None]) -> Callable[[str], None]:
             call(text)
 
     return once
-
-
-class JournalTime:
-    """Journal time, in seconds: wall time at first, then onwards by the monotonic clock, and never back."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._wall = clock.time
-        self._monotonic = clock.monotonic
-        self._offset = clock.time() - clock.monotonic()
-
-    def begin(self, last_s: float, wall_s: float | None) -> None:
-        """Goes on where the journal last was, by what has gone by since on the clock, which showed `wall_s` then.
-
-        Never to later than the clock shows now: it may have been put right meanwhile, and what is thought too old is
-        lost. None: what the clock showed was not noted.
-        """
-        now = self._wall()
-        if wall_s is not None:
-            now = min(now, last_s + now - wall_s)
-        self._offset = max(now, last_s) - self._monotonic()
-
-    def __call__(self) -> float:
-        return self._monotonic() + self._offset
 
 
 class SqliteJournal:
@@ -163,6 +141,7 @@ class SqliteJournal:
             None if correlation is None else correlation.encode("utf-8", "replace").decode(),
             envelope,
             body,
+            message.since or self.now(),
         )
 
     def _route_crc(self, route: str) -> int:

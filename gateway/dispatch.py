@@ -19,6 +19,8 @@ log = logging.getLogger("gateway.delivery")
 
 ANSWER_BYTES = 200
 """How much of a target's answer is kept in the history."""
+SET_S = 1.0
+"""A clock that is wrong by less is not taken for one that was set."""
 
 
 class Dispatch:
@@ -264,11 +266,13 @@ class Dispatch:
     async def _try(self, parcel: Parcel) -> None:
         target, clock = self._targets[parcel.target], self._inside.clock
         message = parcel.message
-        if message.expires_at_s is not None and clock.time() > message.expires_at_s:
-            await self._done(
-                parcel, "expired", None, Reason("expired", "its deadline passed before it was sent", target.name)
-            )
-            return
+        if message.expires_at_s is not None:
+            left_s = message.expires_at_s - message.time_s - (self._journal.now() - parcel.since)
+            if left_s < 0:
+                reason = Reason("expired", "its deadline passed before it was sent", target.name)
+                await self._done(parcel, "expired", None, reason)
+                return
+            message = _by_the_clock(message, clock.time() + left_s)
         wait_s = target.breaker.wait_s() if target.breaker is not None else 0.0
         if wait_s > 0:  # an open circuit is no attempt of this message's
             await self._later(parcel, wait_s, None)
@@ -297,7 +301,7 @@ class Dispatch:
         parcel.attempts += 1
         attempt = Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began, reason.text, _shown(reply))
         retry = target.settings.retry
-        too_old = clock.time() - message.time_s > retry.max_age
+        too_old = self._journal.now() - parcel.since > retry.max_age
         if final or parcel.attempts >= retry.attempts or too_old:
             await self._done(parcel, "dead", attempt, reason)
             return
@@ -466,6 +470,15 @@ class Dispatch:
     def _forget(self, job: Job, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and done.exception() is None:
             self._left(job)
+
+
+def _by_the_clock(message: Message, expires_at_s: float) -> Message:
+    """The message with its times as the machine's clock has them now, if somebody set it since it was received."""
+    assert message.expires_at_s is not None
+    set_by_s = expires_at_s - message.expires_at_s
+    if abs(set_by_s) < SET_S:
+        return message
+    return message.replace(time_s=message.time_s + set_by_s, expires_at_s=expires_at_s)
 
 
 def _shown(reply: object) -> str | None:

@@ -110,6 +110,11 @@ class Parcel:
         return None if self.key is None else (self.target, self.key)
 
     @property
+    def since(self) -> float:
+        """Journal time from which its age counts: that of the stored message, whatever its steps made of it."""
+        return (self.message if self.job is None else self.job.message).since
+
+    @property
     def written(self) -> bool:
         """Whether the journal has it."""
         return self.job is None or self.job.expanded

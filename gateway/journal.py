@@ -205,7 +205,7 @@ class Journal(Protocol):
         ...
 
     async def append(self, route: str, message: Message) -> bool:
-        """Stores a message as it came (`raw`, envelope). False: its id was known already, and nothing changed.
+        """Stores a message as it came (`raw`, envelope, `since`). False: its id was known already; nothing changed.
 
         Waiting callers are woken in the order in which their messages were stored.
         """
@@ -230,12 +230,15 @@ class Journal(Protocol):
     async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
         """Messages in state `stored` but those with an id in `exclude`: higher `priority` first, then as they came.
 
-        At least one if there is any, at most `limit`, about `max_bytes` of bodies.
+        At least one if there is any, at most `limit`, about `max_bytes` of bodies. Each has its `since`.
         """
         ...
 
     async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
-        """Pending deliveries whose time has come, but those with a (child id, target) in `exclude`; earliest first."""
+        """Pending deliveries whose time has come, but those with a (child id, target) in `exclude`; earliest first.
+
+        Their messages have the `since` of their parents.
+        """
         ...
 
     async def next_due(self, route: str, exclude: Collection[tuple[str, str]]) -> float | None:
@@ -277,8 +280,8 @@ class Journal(Protocol):
         """Final messages become pending again, and are sent as what was committed for their targets.
 
         Those with deliveries: the dead ones of them (with `target`: that target's, whatever its state); the others
-        (and delivered ones that have no deliveries) from their steps on, in state `stored`. Returns how many. `by`
-        goes into the audit line of each.
+        (and delivered ones that have no deliveries) from their steps on, in state `stored`. Their age begins anew.
+        Returns how many. `by` goes into the audit line of each.
         """
         ...
 

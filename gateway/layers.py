@@ -22,7 +22,9 @@ class Retry(Settings):
     attempts: int = Field(8, ge=1, le=1000, description="tries in all, the first one included")
     first_wait: Duration = Field(duration("1s"), gt=0, description="the longest wait before the second try")
     max_wait: Duration = Field(duration("5m"), gt=0, description="the longest wait between two tries")
-    max_age: Duration = Field(duration("24h"), gt=0, description="after this time since receipt it is not tried again")
+    max_age: Duration = Field(
+        duration("24h"), gt=0, description="after this time since receipt, or since a replay, it is not tried again"
+    )
 
     def wait_s(self, attempts: int, luck: Callable[[], float], asked_s: float | None = None) -> float:
         """Seconds to wait after that many failed attempts.

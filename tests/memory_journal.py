@@ -263,6 +263,9 @@ class MemoryJournal:
             record.state = "stored"
         self._turn += 1
         record.turn, record.reason, record.claims = self._turn, None, 0
+        record.message.since = self.now()
+        for delivery in record.deliveries:
+            delivery.message.since = self.now()
         record.actions.append(f"{by}: replay")
         self._wake_lanes(record.route)
         return True

@@ -158,9 +158,10 @@ async def test_every_field_of_a_message_comes_back(sqlite: Journal) -> None:
     works = await sqlite.stored("r", [], 10, ROOM)
     back = works[0].message
     for name in Message.__struct_fields__:
-        if name not in ("formats", "parsed"):
+        if name not in ("formats", "parsed", "since"):
             assert getattr(back, name) == getattr(whole, name), name
     assert isinstance(back.context["reply"]["price"], Decimal)
+    assert back.since == sqlite.now()
     assert works[1].message.id == "not a uuid"
 
 

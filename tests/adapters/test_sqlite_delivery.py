@@ -43,10 +43,10 @@ def empty_boxes() -> None:
 class Bench:
     """One stored route on a journal in a folder, on a clock that tests move."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, yaml: str = YAML) -> None:
         self.clock = ManualClock()
         self._folder = folder
-        (folder / "routes.yaml").write_text(YAML)
+        (folder / "routes.yaml").write_text(yaml)
         self._config = load(folder / "routes.yaml")
 
     @asynccontextmanager
@@ -68,8 +68,8 @@ class Bench:
                 await asyncio.sleep(0.002)
 
 
-async def post(route: Route, **tree: Any) -> None:
-    outcome = await route.take(Message(raw=None, parsed=tree), answers=True, type_="test")
+async def post(route: Route, *, fields: dict[str, Any] | None = None, **tree: Any) -> None:
+    outcome = await route.take(Message(raw=None, parsed=tree, **(fields or {})), answers=True, type_="test")
     assert isinstance(outcome, Accepted)
 
 

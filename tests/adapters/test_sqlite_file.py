@@ -135,6 +135,24 @@ async def test_an_older_journal_is_brought_forward(tmp_path: Path, monkeypatch: 
     there.close()
 
 
+async def test_a_journal_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    stored, tried = message("stored", time_s=999_000.0), message("tried", time_s=999_500.0)
+    async with opened(tmp_path) as journal:
+        await keep(journal, stored, tried)
+        parcel = Delivery(parent=tried.id, target="a", message=tried, due_at=0.0)
+        await journal.advance("r", [Expanded(tried.id, [parcel])])
+    older = apsw.Connection(str(tmp_path / schema.FILE))
+    older.execute("ALTER TABLE messages DROP COLUMN since; DELETE FROM counts WHERE route = 0 AND state > 1").fetchall()
+    older.pragma("user_version", 1)
+    older.close()
+    async with opened(tmp_path) as journal:
+        (work,) = await journal.stored("r", [], 10, ROOM)
+        assert (work.message.body, work.message.since) == (b"stored", 999_000.0)
+        (item,) = await journal.due("r", [], 10)
+        assert (item.delivery.message.body, item.delivery.message.since) == (b"tried", 999_500.0)
+        assert journal.now() == 1_000_000.0
+
+
 async def test_pages_that_break_while_it_runs_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "WRITER_CACHE_KIB", 20)
     told: list[str] = []

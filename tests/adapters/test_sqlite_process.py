@@ -61,9 +61,33 @@ async def test_a_clock_that_was_set_moves_journal_time_neither_then_nor_at_the_n
         clock.set_by_s = set_by_s
         assert journal.now() == pytest.approx(2_000_000)
         await keep(journal, message())
-    after = ManualClock(2_000_060.0 + set_by_s)
-    async with opened(tmp_path, after) as journal:
+    await clock.advance(60)
+    async with opened(tmp_path, clock) as journal:
         assert journal.now() == pytest.approx(next_s, abs=0.002)
+
+
+async def test_a_clock_that_was_set_forward_while_nobody_had_the_journal_makes_nothing_old(tmp_path: Path) -> None:
+    clock = ManualClock(2_000_000.0)
+    async with opened(tmp_path, clock) as journal:
+        await keep(journal, message())
+    clock.set_by_s = 86_400.0
+    await clock.advance(60)
+    async with opened(tmp_path, clock) as journal:
+        assert journal.now() == pytest.approx(2_000_060, abs=0.002)
+
+
+@pytest.mark.parametrize("since_start_s", [5.0, 9e9])
+async def test_after_a_start_of_the_machine_journal_time_goes_on_by_wall_time(
+    tmp_path: Path, since_start_s: float
+) -> None:
+    clock = ManualClock(2_000_000.0)
+    async with opened(tmp_path, clock) as journal:
+        clock.set_by_s = 86_400.0
+        await keep(journal, message())
+    restarted = ManualClock(since_start_s)
+    restarted.set_by_s = 2_086_460 - since_start_s
+    async with opened(tmp_path, restarted) as journal:
+        assert journal.now() == pytest.approx(2_000_060, abs=0.002)
 
 
 async def test_a_clock_that_was_wrong_and_is_put_right_between_two_runs_makes_nothing_old(tmp_path: Path) -> None:
@@ -80,7 +104,8 @@ async def test_a_clock_that_is_set_while_nothing_is_written_is_noted(tmp_path: P
         clock.set_by_s = 86_400.0
         await until(lambda: _wall_s(tmp_path) == 2_086_400)
         shutil.copytree(tmp_path, tmp_path.parent / "killed")
-    after = ManualClock(2_086_460.0)
+    after = ManualClock(5.0)
+    after.set_by_s = 2_086_455
     async with opened(tmp_path.parent / "killed", after) as journal:
         assert journal.now() == pytest.approx(2_000_060, abs=0.002)
 
