@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway import MessageError, PeerError
+
+ATTRIBUTE = "user.gateway.id"
+"""The extended attribute of a file that says which message it is. xattr(7)."""
+COARSE_S = 2.0
+"""How coarse the times of files may be."""
 
 
 def append_lines(path: Path, lines: bytes) -> None:
@@ -38,52 +47,101 @@ def append_lines(path: Path, lines: bytes) -> None:
         ) from error
 
 
-def write_whole(path: Path, body: bytes, *, replace: bool) -> None:
+class Mark(NamedTuple):
+    """Whose file it is."""
+
+    stable_id: str
+    received_s: float
+    """When that message was received, in seconds since 1970."""
+
+
+def replace_whole(path: Path, body: bytes) -> None:
     """Writes under another name, syncs, and renames: nobody ever sees half a file.
 
     Raises:
-        MessageError: there is a file of this name, and `replace` is off.
         PeerError: the disk did not take it.
     """
-    part = path.with_name(f".{path.name}.{threading.get_ident()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not replace and path.exists():
-            raise _taken(path)
-        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            _write_all(file, body)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        if replace:
+    with _disk_errors(path):
+        with _part(path, body, None) as part:
             part.replace(path)
-        else:
-            _give_free_name(part, path)
         sync_folder(path.parent)
+
+
+def create_whole(path: Path, body: bytes, mark: Mark) -> None:
+    """As `replace_whole`, under a name that is free: or that this very message has, with these bytes, from before.
+
+    Raises:
+        MessageError: there is another file of this name.
+        PeerError: the disk did not take it.
+    """
+    with _disk_errors(path):
+        made = False
+        if not path.exists():
+            with _part(path, body, mark) as part:
+                made = _give_free_name(part, path)
+        if not made and not _is_marked(path, body, mark):  # what was made may be gone again: somebody waited for it
+            raise MessageError(f"file {path.name}: it is there already; use a template that gives each message its own")
+        sync_folder(path.parent)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise PeerError(
             f"file {path.name}: {error.strerror}; is the disk full, or the folder not ours to write?"
         ) from error
 
 
-def _give_free_name(part: Path, path: Path) -> None:
+@contextmanager
+def _part(path: Path, body: bytes, mark: Mark | None) -> Iterator[Path]:
+    """A file beside `path`, with these bytes, synced; gone at the end of the context unless it was renamed."""
+    part = path.with_name(f".{path.name}.{threading.get_ident()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(file, body)
+            if mark is not None:
+                _put_mark(file, mark)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        yield part
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _give_free_name(part: Path, path: Path) -> bool:
     """Renames, unless there is a file of that name by now: unlike a rename, a link then fails. link(2)."""
     try:
         path.hardlink_to(part)
     except FileExistsError:
-        part.unlink()
-        raise _taken(path) from None
+        return False
     except OSError:  # a file system without links
         part.rename(path)
-    else:
-        part.unlink()
+    return True
 
 
-def _taken(path: Path) -> MessageError:
-    return MessageError(f"file {path.name}: it is there already; use a template that gives each message its own")
+def _put_mark(file: int, mark: Mark) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # a file system, or an OS, without such attributes
+        os.setxattr(file, ATTRIBUTE, mark.stable_id.encode())
+
+
+def _is_marked(path: Path, body: bytes, mark: Mark) -> bool:
+    """Whether this file has these bytes from this message: by its attribute or, where there are none, by its time."""
+    if not path.is_file() or path.stat().st_size != len(body) or path.read_bytes() != body:
+        return False
+    try:
+        return os.getxattr(path, ATTRIBUTE) == mark.stable_id.encode()
+    except AttributeError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS):
+            return False
+    return path.stat().st_mtime >= mark.received_s - COARSE_S
 
 
 def move_into(path: Path, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, Literal, assert_never
 
 from pydantic import Field
 
-from adapters._folders import append_lines, move_into, write_whole
+from adapters._folders import Mark, append_lines, create_whole, move_into, replace_whole
 from gateway import (
     JSON,
     Accepted,
@@ -161,13 +161,16 @@ def _read(path: Path, most: int) -> bytes:
 class Sink(Settings):
     """Writes messages to files: one line each at the end of one file, or a file each.
 
-    Delivered: when the file is synced to the disk, and its folder too when the file is new.
+    Delivered: when the file is synced to the disk, and its folder too when the file is new. With `mode: create` each
+    file carries the stable id as its attribute `user.gateway.id`, so that a message that is sent again after a crash
+    is delivered when its file is there, with the same bytes; any other file of its name is refused. Where the file
+    system keeps no attributes, a file of the same bytes that is no older than the message is taken for its own.
     """
 
     path: PathTemplate = Field(description="the file, relative to the file that names it; values hold no separator")
     mode: Literal["append", "create", "replace"] = Field(
         "append",
-        description="append a line; create a file for each message and refuse a name that exists; or replace it",
+        description="append a line; create a file for each message and refuse a name that another has; or replace it",
     )
 
     @property
@@ -182,8 +185,11 @@ class Sink(Settings):
 
         async def send(message: Message) -> None:
             path, body = Path(self.path(message)), message.body
-            if self.mode != "append":
-                await asyncio.to_thread(write_whole, path, body, replace=self.mode == "replace")
+            if self.mode == "replace":
+                await asyncio.to_thread(replace_whole, path, body)
+            elif self.mode == "create":
+                mark = Mark(f"{message.id}.{host.target}", message.time_s)
+                await asyncio.to_thread(create_whole, path, body, mark)
             elif b"\n" in body.rstrip(b"\n"):
                 raise MessageError(
                     f"file {path.name}: the body has line ends, and append writes one line a message; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,88 @@ async def test_create_makes_a_file_for_each_and_refuses_a_name_that_is_there(tmp
             await send(arriving(host, b'{"id":"../../etc/x"}'))
     assert [path.name for path in tmp_path.iterdir()] == ["A1.json"]
     assert (tmp_path / "A1.json").read_bytes() == b'{"id":"A1"}'
+
+
+def created(folder: Path) -> file.Sink:
+    return file.Sink.model_validate({"path": f"{folder}/{{{{ body.id }}}}.json", "mode": "create"})
+
+
+async def test_a_message_whose_file_was_written_already_is_delivered_the_second_time(tmp_path: Path) -> None:
+    host = FakeHost()
+    message = arriving(host, b'{"id":"A1"}')
+    async with created(tmp_path).open(host) as send:
+        await send(message)
+        before = (tmp_path / "A1.json").stat()
+        await send(message.replace())
+    assert [path.name for path in tmp_path.iterdir()] == ["A1.json"]
+    assert (tmp_path / "A1.json").stat().st_ino == before.st_ino
+
+
+async def test_another_message_another_target_and_other_bytes_are_not_taken_for_what_is_there(tmp_path: Path) -> None:
+    host, other = FakeHost(), FakeHost(target="other")
+    message = arriving(host, b'{"id":"A1"}')
+    async with created(tmp_path).open(host) as send, created(tmp_path).open(other) as send_other:
+        await send(message)
+        for one in (arriving(host, b'{"id":"A1"}'), message.with_body(b'{"id":"A1", "changed": 1}')):
+            with pytest.raises(MessageError, match=r"^file A1\.json: it is there already"):
+                await send(one)
+        with pytest.raises(MessageError, match=r"^file A1\.json: it is there already"):
+            await send_other(message)
+
+
+async def test_a_file_or_folder_that_somebody_else_put_there_is_not_taken_for_ours(tmp_path: Path) -> None:
+    host = FakeHost()
+    message = arriving(host, b'{"id":"A1"}')
+    (tmp_path / "A1.json").write_bytes(message.body)
+    (tmp_path / "A2.json").mkdir()
+    async with created(tmp_path).open(host) as send:
+        for one in (message, arriving(host, b'{"id":"A2"}')):
+            with pytest.raises(MessageError, match="it is there already"):
+                await send(one)
+
+
+async def test_where_files_have_no_attributes_bytes_and_time_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> bytes:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", unsupported)
+    monkeypatch.setattr(os, "getxattr", unsupported)
+    host = FakeHost()
+    message = arriving(host, b'{"id":"A1"}')
+    async with created(tmp_path).open(host) as send:
+        await send(message)
+        await send(message.replace())
+        with pytest.raises(MessageError, match="it is there already"):
+            await send(arriving(host, b'{"id":"A1"}', time_s=message.time_s + 60))
+        with pytest.raises(MessageError, match="it is there already"):
+            await send(message.with_body(b'{"id":"A1", "changed": 1}'))
+
+
+async def test_of_two_messages_that_come_at_once_one_has_the_name(tmp_path: Path) -> None:
+    host = FakeHost()
+    async with created(tmp_path).open(host) as send:
+        messages = [arriving(host, b'{"id":"A1"}') for _ in range(8)]
+        outcomes = await asyncio.gather(*(send(one) for one in messages), return_exceptions=True)
+    assert sorted(type(one) is MessageError for one in outcomes) == [False] + [True] * 7
+    assert [path.name for path in tmp_path.iterdir()] == ["A1.json"]
+
+
+async def test_a_file_that_is_taken_away_as_soon_as_it_is_there_is_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Path.hardlink_to
+
+    def taken_away(path: Path, part: Path) -> None:
+        link(path, part)
+        path.unlink()
+
+    monkeypatch.setattr(Path, "hardlink_to", taken_away)
+    host = FakeHost()
+    async with created(tmp_path).open(host) as send:
+        await send(arriving(host, b'{"id":"A1"}'))
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_replace_writes_the_file_anew(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ routes:
   kept:
     from: rest
     to: {{file: {{path: out.jsonl}}}}
+  filed:
+    from: rest
+    to: {{file: {{path: "each/{{{{ body.n }}}}.json", mode: create}}}}
 """
 
 
@@ -107,7 +110,9 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway(folder: Path, *, api: int | None = None, target: int = 9) -> AsyncIterator[Running]:
+async def gateway(
+    folder: Path, *, api: int | None = None, target: int = 9, failpoints: str = ""
+) -> AsyncIterator[Running]:
     """A gateway process, running; killed when the context ends."""
     ports = free_ports(2)
     api = ports[0] if api is None else api
@@ -119,7 +124,7 @@ async def gateway(folder: Path, *, api: int | None = None, target: int = 9) -> A
         "run",
         "routes.yaml",
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GATEWAY_FAILPOINTS": failpoints},
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -206,6 +211,27 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
                 await waiting
         target.answer.set()
     assert any("second signal" in one["event"] for one in running.logged)
+
+
+async def test_a_file_that_was_written_before_a_kill_is_no_dead_letter_after_it(tmp_path: Path) -> None:
+    async with gateway(tmp_path, failpoints="target.acked=kill") as running:
+        await running.log("running")
+        async with running.client() as client:
+            posted = await client.post(f"{running.api}/api/v1/routes/filed/messages", json={"n": 1})
+            assert posted.status_code == 202
+        assert await running.code() == -signal.SIGKILL
+    assert (tmp_path / "each" / "1.json").read_text() == '{"n":1}'
+    async with gateway(tmp_path) as running:
+        await running.log("running")
+        async with running.client() as client:
+            path = f"{running.api}{posted.json()['status_url']}"
+            async with asyncio.timeout(20):
+                while (status := (await client.get(path)).json()["status"]) == "pending":
+                    await asyncio.sleep(0.02)
+            assert status == "delivered"
+            again = await client.post(f"{running.api}/api/v1/routes/filed/messages?wait=5s", json={"n": 1})
+            assert again.json()["status"] == "dead"
+    assert [path.name for path in (tmp_path / "each").iterdir()] == ["1.json"]
 
 
 async def test_an_api_address_in_use_is_exit_code_2_with_a_plain_sentence(tmp_path: Path) -> None:
