@@ -48,7 +48,7 @@ def replay(tables: Tables, ids: Sequence[str], target: str | None, by: str, wall
             again = _reopen(tables, seq, route, target, lanes)
         else:
             again = True
-            _store_again(tables, seq, route)
+            _store_again(tables, seq, route, delivered=state == DELIVERED)
         if again:
             tables.count(route, state, -1)
             _keep_trace(tables, seq, trace)
@@ -71,11 +71,14 @@ def _reopen(tables: Tables, seq: int, route: int, target: str | None, lanes: set
         return False
     turn, now = tables.next_turn(), tables.now()
     tables.execute("UPDATE deliveries SET turn = ? WHERE seq = ?", (turn, seq))
-    tables.execute("UPDATE messages SET turn = ?, since = ? WHERE seq = ?", (turn, now, seq))
-    for n, _, name, lane in chosen:
+    tables.execute(
+        "UPDATE messages SET turn = ?, since = ?, again = coalesce(again, 0) WHERE seq = ?", (turn, now, seq)
+    )
+    for n, state, name, lane in chosen:
         tables.execute(
-            "UPDATE deliveries SET state = 1, due_at = ?, attempts = 0, claims = 0, reason = NULL WHERE n = ?",
-            (now if lane is None else None, n),
+            "UPDATE deliveries SET state = 1, due_at = ?, attempts = 0, claims = 0, reason = NULL, again = again + ? "
+            "WHERE n = ?",
+            (now if lane is None else None, state == DELIVERED, n),
         )
         if lane is not None:
             lanes.add((route, name, lane))
@@ -88,11 +91,12 @@ def _reopen(tables: Tables, seq: int, route: int, target: str | None, lanes: set
     return True
 
 
-def _store_again(tables: Tables, seq: int, route: int) -> None:
+def _store_again(tables: Tables, seq: int, route: int, *, delivered: bool) -> None:
     turn = tables.next_turn()
     tables.execute("DELETE FROM states WHERE seq = ?", (seq,))
     urgency = tables.execute(
-        "UPDATE messages SET turn = ?, since = ? WHERE seq = ? RETURNING urgency", (turn, tables.now(), seq)
+        "UPDATE messages SET turn = ?, since = ?, again = coalesce(again, 0) + ? WHERE seq = ? RETURNING urgency",
+        (turn, tables.now(), delivered, seq),
     ).get
     tables.execute("INSERT INTO stored VALUES (?, ?, ?, ?, 0)", (route, urgency, turn, seq))
     tables.count(route, STORED, 1)

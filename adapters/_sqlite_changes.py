@@ -45,6 +45,7 @@ class Parcel(NamedTuple):
     reason: bytes | None
     envelope: bytes
     body: bytes
+    again: int
 
 
 class Expansion(NamedTuple):
@@ -106,6 +107,7 @@ def _parcel(route_crc: int, delivery: Delivery, seen: dict[int, tuple[bytes, byt
         reason_blob(reason),
         envelope,
         body,
+        message.again,
     )
 
 
@@ -145,7 +147,7 @@ def _insert(tables: Tables, place: Place, parcel: Parcel, parent: tuple[bytes, b
         failpoint("journal.dead_letter")
     tables.execute(
         "INSERT INTO deliveries (seq, route, state, turn, target, child, lane, due_at, attempts, claims, crc, reason, "
-        "envelope, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
+        "envelope, body, again) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)",
         (
             place.seq,
             place.route,
@@ -160,6 +162,7 @@ def _insert(tables: Tables, place: Place, parcel: Parcel, parent: tuple[bytes, b
             parcel.reason,
             None if parcel.envelope == parent[0] else parcel.envelope,
             None if parcel.body == parent[1] else parcel.body,
+            parcel.again,
         ),
     )
 

@@ -21,6 +21,7 @@ from adapters._sqlite_records import (
     id_text,
     message_of,
     read_reason,
+    replayed,
     sound_message,
 )
 from gateway.journal import Delivery, Due, JournalBrokenError, Work
@@ -117,12 +118,11 @@ def stored(
         works: list[Work] = []
         damaged: list[int] = []
         for seq, claims in chosen:
-            key, crc, envelope, body, since = connection.execute(
-                f"SELECT id, crc, envelope, body, {SINCE} FROM messages m WHERE seq = ?", (seq,)
+            key, crc, envelope, body, since, again = connection.execute(
+                f"SELECT id, crc, envelope, body, {SINCE}, again FROM messages m WHERE seq = ?", (seq,)
             ).get
             try:
-                message = sound_message(name, key, crc, envelope, body)
-                message.since = since
+                message = replayed(sound_message(name, key, crc, envelope, body), since, again)
                 works.append(Work(message, claims))
             except DamagedError as error:
                 log.error(
@@ -137,7 +137,7 @@ def stored(
 
 DELIVERY = (
     "SELECT m.id, d.child, d.target, d.state, d.lane, d.attempts, d.due_at, d.reason, d.crc, "
-    f"coalesce(d.envelope, m.envelope), coalesce(d.body, m.body), {SINCE} "
+    f"coalesce(d.envelope, m.envelope), coalesce(d.body, m.body), {SINCE}, iif(m.again IS NULL, NULL, d.again) "
     "FROM deliveries d JOIN messages m USING (seq) "
 )
 
@@ -148,17 +148,16 @@ def delivery_of(route: str, row: Sequence[Any]) -> Delivery:
     Raises:
         DamagedError: it is not as it was written.
     """
-    parent, child, target, state, lane, attempts, due_at, reason, crc, envelope, body, since = row
+    parent, child, target, state, lane, attempts, due_at, reason, crc, envelope, body, since, again = row
     if checksum(zlib.crc32(route.encode("utf-8", "replace")), envelope, body) != crc:
         raise DamagedError("its checksum is wrong")
     message = message_of(envelope, body)
     if message.id != id_text(parent if child is None else child):
         raise DamagedError("its id is not the one that it was stored under")
-    message.since = since
     return Delivery(
         parent=id_text(parent),
         target=target,
-        message=message,
+        message=replayed(message, since, again),
         state=STATES[state],
         key=lane,
         attempts=attempts,

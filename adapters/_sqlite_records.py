@@ -173,6 +173,15 @@ def sound_message(route: str, key: Key, crc: int, envelope: bytes, body: bytes) 
     return message
 
 
+def replayed(message: Message, since: float, again: int | None) -> Message:
+    """The message as it is given out. again: None: it was never replayed. A replay is not bound by its deadline."""
+    message.since = since
+    if again is not None:
+        message.again = again
+        message.expires_at_s = None
+    return message
+
+
 def search_text(message: Message) -> str:
     """What the text of a filter is looked for in, in lower case."""
     parts = [message.id, message.type]

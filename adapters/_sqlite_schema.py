@@ -66,9 +66,12 @@ CREATE TABLE memos (
   scope TEXT, key TEXT, value TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
 CREATE INDEX memos_until ON memos (until);
 """
-# `since`: journal time from which a message's age counts.
+# `since`: journal time from which a message's age counts. `again`: how often it was replayed after it had been
+# delivered; NULL in `messages`: it was never replayed.
 _TABLES_2 = """
 ALTER TABLE messages ADD COLUMN since REAL;
+ALTER TABLE messages ADD COLUMN again INTEGER;
+ALTER TABLE deliveries ADD COLUMN again INTEGER NOT NULL DEFAULT 0;
 """
 MIGRATIONS = (_TABLES_1, _TABLES_2)
 """What makes version n + 1 of version n."""

@@ -70,7 +70,9 @@ class Source(Settings):
 class Sink(Settings):
     """Publishes to a channel. Delivered: when every reader has accepted; a retry reaches only those that had not.
 
-    Each reader gets the message under an id of its own, derived from the message's.
+    Each reader gets the message under an id of its own, derived from the message's: what is sent again after a crash
+    is known to it, and taken once. A message that had been delivered, and that somebody replays, comes to every
+    reader again, under a new id and with the first one as its cause.
     """
 
     nameless: ClassVar[str] = "name"
@@ -79,14 +81,15 @@ class Sink(Settings):
     @asynccontextmanager
     async def open(self, host: Host) -> AsyncIterator[Send]:
         """A send to all readers."""
-        done: OrderedDict[str, set[str]] = OrderedDict()
+        done: OrderedDict[tuple[str, int], set[str]] = OrderedDict()
 
         async with host.share(_Channel(name=self.name)) as readers:
 
             async def send(message: Message) -> Message | None:
                 if not readers:
                     raise PeerError(f"channel {self.name}: no route reads it now")
-                had = done.get(message.id, set())
+                name = message.id, message.again
+                had = done.get(name, set())
                 missing = [(route, deliver) for route, deliver in readers.items() if route not in had]
                 if len(missing) == 1:
                     outcomes = [await missing[0][1](self._copy(message, missing[0][0]))]
@@ -98,9 +101,9 @@ class Sink(Settings):
                     if isinstance(outcome, Accepted):
                         had.add(route)
                 if all(isinstance(outcome, Accepted) for outcome in outcomes):
-                    done.pop(message.id, None)
+                    done.pop(name, None)
                     return _reply(outcomes)
-                done[message.id] = had
+                done[name] = had
                 if len(done) > PARTLY_DONE:
                     done.popitem(last=False)
                 raise self._error(outcomes)
@@ -108,7 +111,11 @@ class Sink(Settings):
             yield send
 
     def _copy(self, message: Message, reader: str) -> Message:
-        child = message.child(f"channel.{self.name}.{reader}")
+        place = f"channel.{self.name}.{reader}"
+        child = message.child(place)
+        if message.again:
+            child = child.child(place, message.again)
+            child.again = 0
         child.transport = {"channel": self.name}
         child.key = None
         child.context = {}

@@ -280,8 +280,9 @@ class Journal(Protocol):
         """Final messages become pending again, and are sent as what was committed for their targets.
 
         Those with deliveries: the dead ones of them (with `target`: that target's, whatever its state); the others
-        (and delivered ones that have no deliveries) from their steps on, in state `stored`. Their age begins anew.
-        Returns how many. `by` goes into the audit line of each.
+        (and delivered ones that have no deliveries) from their steps on, in state `stored`. Their age begins anew, and
+        they are given out without a deadline; what had been delivered, with `again` one higher. Returns how many. `by`
+        goes into the audit line of each.
         """
         ...
 

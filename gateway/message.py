@@ -175,6 +175,8 @@ class Message(Struct, kw_only=True, gc=False, eq=False):
     """What steps of the route put aside: a `call` its reply, a `try` the error. It stays inside the route."""
     since: float = 0.0
     """Journal time from which its age counts: when it was stored, or replayed; 0: neither. The engine fills it in."""
+    again: int = 0
+    """How often it was replayed after it had been delivered. The engine fills it in."""
     formats: Formats = _NO_FORMATS
     """How `body` and `tree` become each other. The engine fills it in."""
 

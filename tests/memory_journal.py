@@ -256,16 +256,18 @@ class MemoryJournal:
             if not wanted:
                 return False
             for delivery in wanted:
+                again = delivery.message.again + (delivery.state == "delivered")
+                delivery.message = delivery.message.replace(again=again)  # other deliveries may share it
                 delivery.state, delivery.attempts, delivery.reason = "pending", 0, None
                 delivery.due_at = None if delivery.key is not None else self.now()
             record.state = "pending"
         else:
+            record.message.again += record.state == "delivered"
             record.state = "stored"
         self._turn += 1
         record.turn, record.reason, record.claims = self._turn, None, 0
-        record.message.since = self.now()
-        for delivery in record.deliveries:
-            delivery.message.since = self.now()
+        for message in (record.message, *(delivery.message for delivery in record.deliveries)):
+            message.since, message.expires_at_s = self.now(), None
         record.actions.append(f"{by}: replay")
         self._wake_lanes(record.route)
         return True

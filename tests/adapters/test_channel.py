@@ -67,6 +67,27 @@ async def test_a_retry_reaches_only_the_reader_that_did_not_have_it_under_the_sa
     assert b.seen[0].id == b.seen[1].id
 
 
+async def test_what_was_delivered_and_is_sent_again_reaches_every_reader_again_under_a_new_id() -> None:
+    hosts, a, b = Hosts(), Reader(), Reader(ACCEPTED, DEFERRED)
+    async with (
+        running(SOURCE, a, hosts.route("a")),
+        running(SOURCE, b, hosts.route("b")),
+        SINK.open(hosts.route("w")) as send,
+    ):
+        message = arriving(hosts.route("w"), b"1")
+        await send(message)
+        again = message.replace(again=1)
+        with pytest.raises(PeerError):
+            await send(again)
+        await send(again.replace())
+        await send(message.replace(again=2))
+    assert (len(a.seen), len(b.seen)) == (3, 4)
+    assert len({one.id for one in a.seen}) == 3
+    assert [b.seen.index(one) for one in b.seen if one.id == b.seen[1].id] == [1, 2]
+    assert [one.causation_id for one in a.seen] == [message.id, a.seen[0].id, a.seen[0].id]
+    assert {one.again for one in a.seen + b.seen} == {0}
+
+
 async def test_what_a_reader_refuses_is_refused_and_a_deferral_outweighs_it() -> None:
     hosts = Hosts()
     async with (

@@ -212,6 +212,38 @@ async def test_only_dead_deliveries_are_sent_again_as_they_were_written(journal:
     assert await journal.replay([one.id], None, "me") == 0  # it is not final
 
 
+async def test_only_a_replay_of_what_was_delivered_counts_as_sent_again(journal: Journal) -> None:
+    one = message("1")
+    await keep(journal, one)
+    parcels = [delivery(one, target, due_at=0.0) for target in "ab"]
+    await journal.advance("r", [Expanded(one.id, parcels)])
+    await journal.advance("r", [Attempted(one.id, one.id, "a", "delivered", 1)])
+    await journal.advance("r", [Attempted(one.id, one.id, "b", "dead", 1)])
+    for target, counted in (("b", {"b": 0}), ("a", {"a": 1}), ("b", {"b": 0}), ("a", {"a": 2})):
+        assert await journal.replay([one.id], target, "me") == 1
+        assert {item.delivery.target: item.delivery.message.again for item in await journal.due("r", [], 9)} == counted
+        await journal.advance("r", [Attempted(one.id, one.id, target, "dead" if target == "b" else "delivered", 1)])
+
+
+@pytest.mark.parametrize(("state", "again"), [("delivered", 2), ("dead", 0), ("filtered", 0)])
+async def test_a_message_that_runs_again_says_whether_it_had_been_delivered(
+    journal: Journal, state: Any, again: int
+) -> None:
+    one = message("1", expires_at_s=1e10)
+    await keep(journal, one)
+    for _ in range(2):
+        await journal.advance("r", [Finished(one.id, state)])
+        assert await journal.replay([one.id], None, "me") == 1
+    (work,) = await journal.stored("r", [], 9, 1 << 20)
+    assert (work.message.again, work.message.expires_at_s) == (again, None)
+    await journal.advance("r", [Expanded(one.id, [delivery(one, due_at=0.0, message=work.message)])])
+    (item,) = await journal.due("r", [], 9)
+    assert (item.delivery.message.again, item.delivery.message.expires_at_s) == (again, None)
+    detail = await journal.find(one.id)
+    assert detail is not None
+    assert detail.message.expires_at_s == 1e10
+
+
 async def test_a_replayed_message_queues_behind_its_lane(journal: Journal) -> None:
     one, two = message("1"), message("2")
     await keep(journal, one, two)
