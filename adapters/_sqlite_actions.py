@@ -44,11 +44,11 @@ def replay(tables: Tables, ids: Sequence[str], target: str | None, by: str, wall
         if not seq or not found or found[1] == PENDING:
             continue
         route, state, trace = found
-        if tables.execute("SELECT 1 FROM deliveries WHERE seq = ? LIMIT 1", (seq,)).get:
+        if _knows_deliveries(tables, seq, state):
             again = _reopen(tables, seq, route, target, lanes)
         else:
             again = True
-            _store_again(tables, seq, route, delivered=state == DELIVERED)
+            _store_again(tables, seq, route, target, delivered=state == DELIVERED)
         if again:
             tables.count(route, state, -1)
             _keep_trace(tables, seq, trace)
@@ -56,6 +56,18 @@ def replay(tables: Tables, ids: Sequence[str], target: str | None, by: str, wall
             count += 1
     wake(tables, lanes)
     return count
+
+
+def _knows_deliveries(tables: Tables, seq: int, state: int) -> bool:
+    """Whether all deliveries of a message are there. Those of a replay to one target go, once that has it."""
+    if state == DELIVERED and tables.execute("SELECT only FROM messages WHERE seq = ?", (seq,)).get is not None:
+        tables.execute(
+            "UPDATE messages SET again = max(again, (SELECT coalesce(max(again), 0) FROM deliveries WHERE seq = ?1)) "
+            "WHERE seq = ?1",
+            (seq,),
+        )
+        tables.execute("DELETE FROM deliveries WHERE seq = ?", (seq,))
+    return bool(tables.execute("SELECT 1 FROM deliveries WHERE seq = ? LIMIT 1", (seq,)).get)
 
 
 def _reopen(tables: Tables, seq: int, route: int, target: str | None, lanes: set[Lane]) -> bool:
@@ -91,12 +103,13 @@ def _reopen(tables: Tables, seq: int, route: int, target: str | None, lanes: set
     return True
 
 
-def _store_again(tables: Tables, seq: int, route: int, *, delivered: bool) -> None:
+def _store_again(tables: Tables, seq: int, route: int, only: str | None, *, delivered: bool) -> None:
     turn = tables.next_turn()
     tables.execute("DELETE FROM states WHERE seq = ?", (seq,))
     urgency = tables.execute(
-        "UPDATE messages SET turn = ?, since = ?, again = coalesce(again, 0) + ? WHERE seq = ? RETURNING urgency",
-        (turn, tables.now(), delivered, seq),
+        "UPDATE messages SET turn = ?, since = ?, again = coalesce(again, 0) + ?, only = ? WHERE seq = ? "
+        "RETURNING urgency",
+        (turn, tables.now(), delivered, only, seq),
     ).get
     tables.execute("INSERT INTO stored VALUES (?, ?, ?, ?, 0)", (route, urgency, turn, seq))
     tables.count(route, STORED, 1)

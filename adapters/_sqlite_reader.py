@@ -118,12 +118,12 @@ def stored(
         works: list[Work] = []
         damaged: list[int] = []
         for seq, claims in chosen:
-            key, crc, envelope, body, since, again = connection.execute(
-                f"SELECT id, crc, envelope, body, {SINCE}, again FROM messages m WHERE seq = ?", (seq,)
+            key, crc, envelope, body, since, again, only = connection.execute(
+                f"SELECT id, crc, envelope, body, {SINCE}, again, only FROM messages m WHERE seq = ?", (seq,)
             ).get
             try:
                 message = replayed(sound_message(name, key, crc, envelope, body), since, again)
-                works.append(Work(message, claims))
+                works.append(Work(message, claims, only))
             except DamagedError as error:
                 log.error(
                     "a stored message is damaged",

@@ -67,10 +67,12 @@ CREATE TABLE memos (
 CREATE INDEX memos_until ON memos (until);
 """
 # `since`: journal time from which a message's age counts. `again`: how often it was replayed after it had been
-# delivered; NULL in `messages`: it was never replayed.
+# delivered; NULL in `messages`: it was never replayed. `only`: the one target that it was last replayed to from its
+# steps on; then its deliveries are not all that it ever had.
 _TABLES_2 = """
 ALTER TABLE messages ADD COLUMN since REAL;
 ALTER TABLE messages ADD COLUMN again INTEGER;
+ALTER TABLE messages ADD COLUMN only TEXT;
 ALTER TABLE deliveries ADD COLUMN again INTEGER NOT NULL DEFAULT 0;
 """
 MIGRATIONS = (_TABLES_1, _TABLES_2)

@@ -274,7 +274,7 @@ class Delivering:
 
     def _take_work(self, work: Work) -> Job:
         work.message.formats = self._inside.formats
-        job = Job(work.message)
+        job = Job(work.message, work.only)
         self._take(job)
         return job
 

@@ -174,11 +174,15 @@ class Dispatch:
                 kind = "unmatched" if error.place is None else error.code
                 job.reason = Reason(kind, str(error), error.place, error.told)
                 return
+            if job.only is not None:
+                targets = [target for target in targets if target.name == job.only]
             for target in targets:
                 parcels += await self._packed(job, target, out)
         job.parcels = parcels  # all at once: a stop must not find some of them
         job.open = sum(not parcel.final for parcel in parcels)
         job.reason = next((parcel.reason for parcel in parcels if parcel.final), None)
+        if job.only is not None and not parcels:
+            job.reason = Reason("unmatched", f"replay: the target {job.only} does not take this message", job.only)
 
     async def _packed(self, job: Job, target: RunningTarget, out: Message) -> list[Parcel]:
         key, parent, place = job.message.key, job.message.id, f"to.{target.name}.steps"

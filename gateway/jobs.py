@@ -22,14 +22,17 @@ class Job:
         "handed_over",
         "hops",
         "message",
+        "only",
         "open",
         "parcels",
         "reason",
         "size",
     )
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, only: str | None = None) -> None:
         self.message = message
+        self.only = only
+        """The target that it was replayed to; None: all that take it."""
         self.size = len(message.raw or b"")
         self.parcels: list[Parcel] = []
         self.open = 0

@@ -95,6 +95,8 @@ class Work(Struct, frozen=True):
     message: Message
     claims: int
     """How often it was begun without an end: a message that kills the process shows here."""
+    only: str | None = None
+    """The target that it was replayed to: the others do not get it."""
 
 
 class Due(Struct, frozen=True):
@@ -279,8 +281,8 @@ class Journal(Protocol):
     async def replay(self, ids: Sequence[str], target: str | None, by: str) -> int:
         """Final messages become pending again, and are sent as what was committed for their targets.
 
-        Those with deliveries: the dead ones of them (with `target`: that target's, whatever its state); the others
-        (and delivered ones that have no deliveries) from their steps on, in state `stored`. Their age begins anew, and
+        Those whose deliveries are all known: the dead ones of them (with `target`: that target's, whatever its state);
+        the others from their steps on, in state `stored` (with `target`: `only` to that). Their age begins anew, and
         they are given out without a deadline; what had been delivered, with `again` one higher. Returns how many. `by`
         goes into the audit line of each.
         """

@@ -43,6 +43,7 @@ class Record:
     attempts: list[Attempt] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
+    only: str | None = None
     delivery_claims: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
@@ -133,7 +134,7 @@ class MemoryJournal:
             r for r in self.records.values() if r.route == route and r.state == "stored" and r.message.id not in exclude
         ]
         found.sort(key=lambda record: (-record.message.priority, record.turn))
-        return [Work(record.message.replace(), record.claims) for record in found[:limit]]
+        return [Work(record.message.replace(), record.claims, record.only) for record in found[:limit]]
 
     def _pending(self, route: str, exclude: Collection[tuple[str, str]]) -> list[tuple[Record, Delivery]]:
         return sorted(
@@ -263,7 +264,7 @@ class MemoryJournal:
             record.state = "pending"
         else:
             record.message.again += record.state == "delivered"
-            record.state = "stored"
+            record.state, record.only = "stored", target
         self._turn += 1
         record.turn, record.reason, record.claims = self._turn, None, 0
         for message in (record.message, *(delivery.message for delivery in record.deliveries)):

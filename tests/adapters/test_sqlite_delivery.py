@@ -131,6 +131,61 @@ async def test_what_uses_up_its_attempts_is_dead_and_can_be_sent_again(tmp_path:
     assert (sent("a"), sent("b")) == ([1], [1])
 
 
+async def replayed(route: Route, journal: Journal, message_id: str, target: str | None) -> None:
+    assert await journal.replay([message_id], target, "me") == 1
+    assert route.delivering is not None
+    route.delivering.poke()
+    await until(lambda: books(journal) == {"delivered": 1})
+
+
+async def test_a_replay_to_one_target_reaches_no_other(tmp_path: Path) -> None:
+    async with Bench(tmp_path).running() as (route, journal):
+        await post(route, k="x", n=1)
+        await until(lambda: books(journal) == {"delivered": 1})
+        (one,) = box("a").received
+        for target, counts in (("a", (2, 1)), ("b", (2, 2)), ("b", (2, 3)), (None, (3, 4)), ("a", (4, 4))):
+            await replayed(route, journal, one.id, target)
+            assert (len(sent("a")), len(sent("b"))) == counts
+
+
+async def test_what_failed_in_a_replay_to_one_target_is_tried_again_there_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    async with bench.running() as (route, journal):
+        await post(route, k="x", n=1)
+        await until(lambda: books(journal) == {"delivered": 1})
+        (one,) = box("a").received
+        box("a").failing = PeerError("away")
+        assert await journal.replay([one.id], "a", "me") == 1
+        assert route.delivering is not None
+        route.delivering.poke()
+        await until(lambda: books(journal) == {"pending": 1})
+        box("a").failing = None
+        await bench.passes(lambda: books(journal) == {"delivered": 1})
+        assert (len(sent("a")), len(sent("b"))) == (2, 1)
+        await replayed(route, journal, one.id, "b")
+        assert (len(sent("a")), len(sent("b"))) == (2, 2)
+        await replayed(route, journal, one.id, None)
+        assert (len(sent("a")), len(sent("b"))) == (3, 3)
+
+
+async def test_a_replay_to_a_target_that_does_not_take_the_message_says_so(tmp_path: Path) -> None:
+    yaml = YAML.replace("name: b}\n", "name: b, when: body.n > 1}\n")
+    assert yaml != YAML
+    async with Bench(tmp_path, yaml).running() as (route, journal):
+        await post(route, k="x", n=1)
+        await until(lambda: books(journal) == {"delivered": 1})
+        (one,) = box("a").received
+        assert await journal.replay([one.id], "b", "me") == 1
+        assert route.delivering is not None
+        route.delivering.poke()
+        await until(lambda: books(journal) == {"dead": 1})
+        detail = await journal.find(one.id)
+        assert detail is not None
+        assert detail.row.reason is not None
+        assert detail.row.reason.text == "replay: the target b does not take this message"
+        assert (len(sent("a")), len(sent("b"))) == (1, 0)
+
+
 async def test_what_a_target_refuses_is_kept_with_what_it_would_have_received(tmp_path: Path) -> None:
     async with Bench(tmp_path).running() as (route, journal):
         box("a").failing = MessageError("no")

@@ -142,7 +142,7 @@ async def test_a_journal_of_version_1_is_taken_over(tmp_path: Path) -> None:
         parcel = Delivery(parent=tried.id, target="a", message=tried, due_at=0.0)
         await journal.advance("r", [Expanded(tried.id, [parcel])])
     older = apsw.Connection(str(tmp_path / schema.FILE))
-    for table, column in (("messages", "since"), ("messages", "again"), ("deliveries", "again")):
+    for table, column in (("messages", "since"), ("messages", "again"), ("messages", "only"), ("deliveries", "again")):
         older.execute(f"ALTER TABLE {table} DROP COLUMN {column}").fetchall()
     older.execute("DELETE FROM counts WHERE route = 0 AND state > 1").fetchall()
     older.pragma("user_version", 1)
