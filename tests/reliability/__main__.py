@@ -14,19 +14,16 @@ import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from tests.reliability import power_cut
 from tests.reliability.brokers import Brokers, brokers
 from tests.reliability.disks import SkippedError
-from tests.reliability.launch import LIE, PROGRAM
 from tests.reliability.ledger import Verdict
 from tests.reliability.runs import Stage
 from tests.reliability.suites import SUITES, Suite
 from tests.reliability.table import Row, table, write
 
-LIES = ((LIE, "50ms"),)
 POWER_CUTS = 500
 
 
@@ -37,15 +34,7 @@ async def run(suite: Suite, times: int, folder: Path, seed: int, through: Broker
     began = time.monotonic()
     try:
         row.verdict = await suite.run(stage)
-        lying = replace(
-            stage,
-            folder=folder / f"{suite.name}-lie",
-            times=suite.least,
-            program=PROGRAM,
-            environment=LIES,
-            brokers=None,
-        )
-        caught = await suite.run(lying)
+        caught = await suite.run(stage.lying(suite.least))
         row.caught = f"caught: {len(caught.lost)} lost" if caught.lost else "NOT CAUGHT"
         if not caught.lost:
             row.verdict.troubles.append("the control build that acknowledges before it commits was not caught")

@@ -58,7 +58,7 @@ def _cases(stage: Stage) -> list[str]:
 
 async def _fails(on: Scene, case: str) -> None:
     """After EIO the process ends by itself, with 1 while it runs and 2 at its start, and accepts nothing any more."""
-    code = await on.gateway.ended(FAILS_WITHIN_S)
+    code = await on.gateway.ended(on.patience(FAILS_WITHIN_S))
     if code not in (1, 2):
         on.troubles.append(f"{case}: expected the process to end with 1 or 2, it ended with {code}")
         await on.gateway.kill()
@@ -126,7 +126,7 @@ async def _fill_and_free(on: Scene, ballast: Path) -> None:
     began = time.monotonic()
     while len(on.answers) - told < 20:
         _fill(ballast)
-        if time.monotonic() - began > SEEN_WITHIN_S:
+        if time.monotonic() - began > on.patience(SEEN_WITHIN_S):
             on.troubles.append(f"full disk: senders were told nothing for {SEEN_WITHIN_S:g} s")
             break
         await asyncio.sleep(0.05)
@@ -225,7 +225,7 @@ async def poison(stage: Stage) -> Verdict:
 
 async def _killed(on: Scene) -> bool:
     """Whether the process dies now; if not, it has taken messages for a while, and has one dead letter."""
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + on.patience(FAILS_WITHIN_S)
     while time.monotonic() < deadline:
         if await on.gateway.ended(0.2) == -signal.SIGKILL:
             return True

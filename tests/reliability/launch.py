@@ -1,6 +1,6 @@
 """The gateway as `gateway run` runs it, with a lie or a bad disk put in first: what the checker has to catch.
 
-`RELIABILITY_LIE=50ms`: the journal says that a message is stored 50 ms before it is. `RELIABILITY_DISK=write:EIO:37:1`:
+`RELIABILITY_LIE=100ms`: the journal says that a message is stored 100 ms before it is. `RELIABILITY_DISK=write:EIO:37:1`:
 the 37th write to the journal's files fails, and no other; `sync:ENOSPC:5:20`: the 5th to the 24th sync.
 """
 

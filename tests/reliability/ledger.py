@@ -191,14 +191,17 @@ class Ledger:
                 self._arrived.add(uid)
         return found
 
-    def judge(self, dead: Collection[str] = ()) -> Verdict:
-        """What became of everything that was sent. `dead`: what the journal says is a dead letter."""
+    def judge(self, dead: Collection[str] = (), pending: Collection[str] = ()) -> Verdict:
+        """What became of everything that was sent. `dead`, `pending`: what the journal says is a dead letter, or open.
+
+        What is open at the end is not lost; the books say whether it may be (`books.wrong_in`).
+        """
         verdict = Verdict(sent=len(self.sent), dead=len(dead))
         verdict.unexpected += self.unknown
         for uid, entry in self.sent.items():
             receipts = self.receipts.get(uid, [])
             missing = self.missing(uid)
-            if entry.acknowledged_s is not None and missing and uid not in dead:
+            if entry.acknowledged_s is not None and missing and uid not in dead and uid not in pending:
                 verdict.lost.append(f"{uid} of {entry.route} was acknowledged and did not reach {', '.join(missing)}")
             verdict.acknowledged += entry.acknowledged_s is not None
             if not missing:

@@ -8,14 +8,15 @@ import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway.failpoints import NAMES, VARIABLE
 from tests.reliability.brokers import Brokers
+from tests.reliability.launch import LIE, PROGRAM
 from tests.reliability.ledger import Verdict
 from tests.reliability.process import GATEWAY
-from tests.reliability.scene import SEEN_WITHIN_S, Scene, scene
+from tests.reliability.scene import DRAIN_S, SEEN_WITHIN_S, Scene, scene
 from tests.reliability.targets import moody
 
 POINTS = tuple(name for name in NAMES if name not in ("reload.swapped", "replay.bulk", "journal.dead_letter"))
@@ -23,6 +24,9 @@ POINTS = tuple(name for name in NAMES if name not in ("reload.swapped", "replay.
 ROUNDS = 20
 """Rounds with one journal, before a new one begins."""
 DIES_WITHIN_S = 20.0
+LIE_PATIENCE_S = 0.5
+"""A build that lies leaves messages open for ever, and what it lost comes to no target and no failpoint: what it has lost
+is certain all the same, by the books."""
 
 
 @dataclass
@@ -39,6 +43,20 @@ class Stage:
     """Where `kill_points` kills."""
     brokers: Brokers | None = None
     """Messages come through these too; None: over HTTP and TCP alone."""
+    patience_s: float = DRAIN_S
+    """See `Scene`."""
+
+    def lying(self, times: int) -> Stage:
+        """The same for the control: a build that acknowledges 100 ms before it commits, which the checker must catch."""
+        return replace(
+            self,
+            folder=self.folder / "lie",
+            times=times,
+            program=PROGRAM,
+            environment=((LIE, "100ms"),),
+            brokers=None,
+            patience_s=LIE_PATIENCE_S,
+        )
 
     @asynccontextmanager
     async def scene(self, number: int = 0, folder: Path | None = None) -> AsyncIterator[Scene]:
@@ -46,6 +64,7 @@ class Stage:
         place = folder or self.folder / str(number)
         async with scene(place, self.luck, program=self.program, brokers=self.brokers) as made:
             made.gateway.environment = dict(self.environment)
+            made.patience_s = self.patience_s
             for name, target in made.targets.items():
                 if name != "d":
                     target.act = moody(self.luck)
@@ -95,9 +114,10 @@ async def kill_points(stage: Stage) -> Verdict:
 
 
 async def _dies(on: Scene, name: str) -> None:
-    code = await on.gateway.ended(DIES_WITHIN_S)
+    code = await on.gateway.ended(on.patience(DIES_WITHIN_S))
     if code != -signal.SIGKILL:
         on.troubles.append(f"{name}: expected the process to be killed there, it ended with {code}")
+        await on.gateway.kill()
     on.ledger.fault(name)
 
 
@@ -210,7 +230,7 @@ async def target_down(stage: Stage) -> Verdict:
 async def _shows(on: Scene, target: str) -> None:
     """A target that is away shows in readiness and in the metrics (I9)."""
     began = time.monotonic()
-    while time.monotonic() - began < SEEN_WITHIN_S:
+    while time.monotonic() - began < on.patience(SEEN_WITHIN_S):
         status, _ = await on.gateway.ask("GET", "/health/ready")
         if status == 503:
             return

@@ -7,18 +7,17 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import apsw
-
+from tests.reliability import books
 from tests.reliability.brokers import TARGETS as BROKER_TARGETS
 from tests.reliability.brokers import AmqpSender, Brokers, Lane, MqttSender
 from tests.reliability.ledger import Ledger, Verdict
 from tests.reliability.process import GATEWAY, Gateway, free_ports
 from tests.reliability.senders import HttpSender, Sender, TcpSender
-from tests.reliability.targets import HttpTarget, Target, TcpTarget, always, uid_of
+from tests.reliability.targets import HttpTarget, Target, TcpTarget, always
 
 DRAIN_S = 60.0
 QUIET_S = 3.0
@@ -77,6 +76,8 @@ class Scene:
         self.answers: list[str] = []
         """What senders were told that was not yes."""
         self.troubles: list[str] = []
+        self.patience_s = DRAIN_S
+        """The most that is waited for anything; less for a build that lies, which never does some of it."""
         self.dead: set[str] = set()
         """Those that the journal had as dead letters at the end."""
         self.doomed: set[str] = set()
@@ -225,9 +226,13 @@ class Scene:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    async def drained(self, timeout_s: float = DRAIN_S) -> None:
+    def patience(self, seconds: float) -> float:
+        """How long to wait for what an honest build does within so many seconds."""
+        return min(seconds, self.patience_s)
+
+    async def drained(self) -> None:
         """Returns once everything acknowledged has reached its targets, or the gateway says that it has nothing left."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + self.patience(DRAIN_S)
         while time.monotonic() < deadline:
             quiet_s = time.monotonic() - self.ledger.last_receipt_s
             if quiet_s > 0.3 and not self.ledger.waiting(self.doomed):
@@ -241,7 +246,7 @@ class Scene:
             found = await self.gateway.metrics()
         except (OSError, EOFError):
             return False
-        return not any(value for name, value in found.items() if name.startswith("gateway_messages_pending"))
+        return not _open(found)
 
     async def judged(self) -> Verdict:
         """One more kill -9 under load, then: drains, stops the gateway in good order, reads its books, and judges.
@@ -259,78 +264,40 @@ class Scene:
         if not self.gateway.running:
             await self.gateway.start()
         await self.drained()
-        await self._check_api()
+        metrics = await self._last_metrics()
         code = await self.gateway.stop()
         if code != 0:
             self.troubles.append(f"the gateway ended a stop with {code}: {self.gateway.tail(600)}")
-        self.dead = self._check_books()
-        verdict = self.ledger.judge(self.dead)
+        found = books.read(self.folder / "var" / "gateway.db")
+        self.troubles += books.wrong_in(found, self.ledger)
+        self.troubles += books.unbalanced(metrics, found, self.ledger, self.gateway.started_s)
+        self.dead = found.uids("dead")
+        verdict = self.ledger.judge(self.dead, found.uids("stored", "pending"))
         verdict.troubles += self.troubles
         verdict.troubles += [f"a sender was told of the inside: {text}" for text in self.answers if _inside(text)]
         return verdict
 
-    async def _check_api(self) -> None:
-        """The books as /metrics shows them (I10), for what this process has taken since its start."""
-        try:
-            found = await self.gateway.metrics()
-        except (OSError, EOFError, TimeoutError) as error:
-            self.troubles.append(f"/metrics does not answer: {error!r}")
-            return
-        for route in self.ledger.targets:
-            taken, accepted, refused, deferred = (
-                found.get(f'gateway_messages_{word}_total{{route="{route}"}}', 0)
-                for word in ("received", "accepted", "refused", "deferred")
-            )
-            if taken != accepted + refused + deferred:
-                self.troubles.append(
-                    f"/metrics of {route}: {taken:g} received, {accepted:g} + {refused:g} + {deferred:g}"
-                )
+    async def _last_metrics(self) -> books.Metrics:
+        """/metrics at the end, once what the targets have answered is noted too."""
+        deadline = time.monotonic() + self.patience(QUIET_S)
+        while True:
+            try:
+                found = await self.gateway.metrics()
+            except (OSError, EOFError, TimeoutError) as error:
+                self.troubles.append(f"/metrics does not answer: {error!r}")
+                return {}
+            if not _open(found) or time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(0.05)
 
-    def _check_books(self) -> set[str]:
-        """The journal after a stop: its counts are those of its rows, nothing acknowledged is missing. Dead uids."""
-        file = self.folder / "var" / "gateway.db"
-        connection = apsw.Connection(str(file), flags=apsw.SQLITE_OPEN_READWRITE)
-        try:
-            return self._read_books(connection)
-        finally:
-            connection.close()
 
-    def _read_books(self, connection: apsw.Connection) -> set[str]:
-        problem = connection.execute("PRAGMA integrity_check").get
-        if problem != "ok":
-            self.troubles.append(f"the journal's file: {problem}")
-        counted = {
-            (name, state): n
-            for name, state, n in connection.execute(
-                "SELECT name, state, n FROM counts JOIN routes USING (route) WHERE n <> 0 AND state <= 6"
-            )
-        }
-        rows = {
-            (name, state): n
-            for name, state, n in connection.execute(
-                "SELECT name, coalesce(s.state, 0), count(*) FROM messages m JOIN routes USING (route) "
-                "LEFT JOIN states s USING (seq) GROUP BY 1, 2"
-            )
-        }
-        if counted != rows:
-            self.troubles.append(f"the books do not balance: counted {counted}, there are {rows}")
-        pending = {key: n for key, n in rows.items() if key[1] in (0, 1)}
-        if pending:
-            self.troubles.append(f"still pending after the drain: {pending}")
-        accepted = self._accepted()
-        for route, some in accepted.items():
-            there = sum(n for (name, _), n in rows.items() if name == route)
-            if there < len(some):
-                self.troubles.append(f"{route}: {len(some)} acknowledged, {there} in the journal")
-        bodies = connection.execute("SELECT body FROM messages JOIN states USING (seq) WHERE state = 5")
-        return {uid for (body,) in bodies if (uid := uid_of(body)) is not None}
-
-    def _accepted(self) -> Mapping[str, Collection[str]]:
-        found: dict[str, list[str]] = {}
-        for uid, entry in self.ledger.sent.items():
-            if entry.acknowledged_s is not None:
-                found.setdefault(entry.route, []).append(uid)
-        return found
+def _open(metrics: books.Metrics) -> float:
+    """How many messages are not answered or not done."""
+    return sum(
+        value
+        for name, value in metrics.items()
+        if name.startswith(("gateway_messages_pending{", "gateway_messages_in_flight{"))
+    )
 
 
 def _inside(text: str) -> bool:

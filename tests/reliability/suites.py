@@ -34,7 +34,7 @@ SUITES = (
     Suite(runs.reloads, "reload, every second file broken; kill -9 in one", 200, least=2),
     Suite(runs.target_down, "two targets away (seconds)", 60, least=2),
     Suite(disks.disk_errors, "EIO and ENOSPC at the Nth write and sync (N)", 30),
-    Suite(disks.full_disk, "a full disk, with and without a reserve", 10, least=2),
+    Suite(disks.full_disk, "a full disk, with and without a reserve", 10),
     Suite(disks.poison, "a message that kills the process", 5),
     Suite(disks.second_process, "a second process on the data folder", 10),
 )
