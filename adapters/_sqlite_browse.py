@@ -47,8 +47,12 @@ _FOUND = (
 
 
 def browse(connection: apsw.Connection, wanted: Filter, cursor: str | None, limit: int) -> list[Row]:
-    """The newest messages that are wanted, after the cursor."""
-    before = int(cursor) if cursor is not None and cursor.isdigit() else _END
+    """The newest messages that are wanted, after the cursor. Raises ValueError when that is none of ours."""
+    before = _END
+    if cursor is not None:
+        if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+            raise ValueError(f"cursor: {cursor!r:.40} is none of ours")
+        before = int(cursor)
     rows: list[Row] = []
     for first, end in _ranges(connection, wanted, before):
         for keys in _slices(connection, wanted, first, end, limit - len(rows)):

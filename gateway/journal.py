@@ -271,7 +271,7 @@ class Journal(Protocol):
         ...
 
     async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
-        """Newest first, `limit` at most, those after the cursor."""
+        """Newest first, `limit` at most, those after the cursor. Raises ValueError: that is none of ours."""
         ...
 
     async def find(self, id: str) -> Detail | None:

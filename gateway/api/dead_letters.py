@@ -27,10 +27,11 @@ CHUNK = 256
 MOST = 100_000
 """How many one call handles at most; `more` in its answer says that there are others: call again."""
 RATE = "1000/s"
+FILTERS = ("route", "reason", "since", "until", "q", "correlation_id")
 
 
 class Bulk(msgspec.Struct, forbid_unknown_fields=True):
-    """Which dead letters, and how fast. Every member that is not given does not matter."""
+    """Which dead letters, and how fast. What is not given does not matter; without a filter `all` has to be true."""
 
     route: str | None = None
     reason: str | None = None
@@ -39,6 +40,7 @@ class Bulk(msgspec.Struct, forbid_unknown_fields=True):
     q: str | None = None
     correlation_id: str | None = None
     rate: str = RATE
+    all: bool = False
 
 
 class BulkReplay(Bulk, forbid_unknown_fields=True):
@@ -60,12 +62,20 @@ async def replay(request: Request, control: Running, caller: Calling) -> Respons
 
     async def replayed(route: str, ids: Sequence[str]) -> None:
         running = control.routes.get(route)
+        target = wanted.target
+        names = [] if running is None else [one.name for one in running.inside.targets]
         if running is None:
             bulk.skip("route_gone", len(ids))
+        elif target is not None and target not in names:
+            bulk.skip("unknown_target", len(ids))
         elif running.delivering is None:
-            await _one_by_one(bulk, running, ids)
+            if target is None or names == [target]:
+                await _one_by_one(bulk, running, ids)
+            else:  # they go to all targets
+                bulk.skip("nothing_to_replay", len(ids))
         else:
-            done = await control.services.journal.replay(ids, wanted.target, caller.shown)
+            only_one = names == [target]
+            done = await control.services.journal.replay(ids, None if only_one else target, caller.shown)
             bulk.done += done
             if done < len(ids):
                 bulk.skip("nothing_to_replay", len(ids) - done)
@@ -110,6 +120,9 @@ class _Bulk:
         self.caller = caller
         self.done = 0
         self._request = request
+        if not wanted.all and all(getattr(wanted, name) is None for name in FILTERS):
+            text = f'expected a filter ({", ".join(FILTERS)}), or "all": true for all dead letters'
+            raise Problem(422, "invalid", text)
         self._skipped: Counter[str] = Counter()
         clock = control.services.clock
         until_s = moment("until", wanted.until, clock)

@@ -98,7 +98,9 @@ def replay(
     api = connected(config, url, token_file)
     if not ids:
         bulk = api.post(
-            "/api/v1/dead-letters/replay", _given(wanted | {"target": target, "rate": rate}), timeout_s=None
+            "/api/v1/dead-letters/replay",
+            _given(wanted | {"target": target, "rate": rate, "all": everything or None}),
+            timeout_s=None,
         )
         _say_bulk(api, "replayed", bulk, route, as_json=as_json)
         return
@@ -127,7 +129,9 @@ def discard(
     _check_choice(ids, wanted, everything=everything)
     api = connected(config, url, token_file)
     if not ids:
-        bulk = api.post("/api/v1/dead-letters/discard", _given(wanted | {"rate": rate}), timeout_s=None)
+        bulk = api.post(
+            "/api/v1/dead-letters/discard", _given(wanted | {"rate": rate, "all": everything or None}), timeout_s=None
+        )
         _say_bulk(api, "discarded", bulk, route, as_json=as_json)
         return
     _each(api, ids, lambda path: api.call("DELETE", path).json(), "discarded", as_json=as_json)

@@ -131,6 +131,13 @@ async def test_a_row_shows_what_is_known(journal: Journal) -> None:
     assert row.reason == reason
 
 
+@pytest.mark.parametrize("cursor", ["", "xyz", "-1", "²", "9" * 30])
+async def test_a_cursor_that_is_none_of_ours_is_refused(journal: Journal, cursor: str) -> None:
+    await keep(journal, message("1"))
+    with pytest.raises(ValueError, match="none of ours"):
+        await journal.browse(Filter(), cursor, 10)
+
+
 async def test_everything_about_a_message_by_its_id_or_that_of_a_child(journal: Journal) -> None:
     one = message("as it came", context={"n": 1})
     child = one.with_body(b"made").child("split", 0)
@@ -259,6 +266,8 @@ async def test_what_was_delivered_without_a_trace_is_sent_again_from_its_steps(j
     one = message("1")
     await keep(journal, one)
     await journal.advance("r", [Finished(one.id, "delivered", (), (Attempt("a", 1, 1.0, 0.1),))])
+    assert await journal.replay([one.id], "a", "me") == 0  # all others would get it as well
+    assert await bodies(journal) == []
     assert await journal.replay([one.id], None, "me") == 1
     assert await bodies(journal) == ["1"]
     await journal.advance("r", [Expanded(one.id, [delivery(one, due_at=0.0)], (), (Attempt("a", 1, 2.0, 0.1, "no"),))])

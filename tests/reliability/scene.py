@@ -218,7 +218,7 @@ class Scene:
     async def replay_all(self, rate: str) -> None:
         """Sends all dead letters again, as an operator does; a process that dies meanwhile gives no answer."""
         try:
-            status, said = await self.gateway.ask("POST", "/api/v1/dead-letters/replay", {"rate": rate})
+            status, said = await self.gateway.ask("POST", "/api/v1/dead-letters/replay", {"all": True, "rate": rate})
         except (OSError, EOFError):
             return
         if status != 200:

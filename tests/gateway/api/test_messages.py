@@ -255,7 +255,7 @@ async def test_one_that_dies_again_is_not_sent_twice_by_one_call(tmp_path: Path)
     async with desk(tmp_path) as here:
         dead = [await dead_one(here, {"id": n}) for n in range(3)]
         box("ledger").failing = MessageError("still closed")
-        answer = await here.client.post("/api/v1/dead-letters/replay", json={"rate": "50/s"})
+        answer = await here.client.post("/api/v1/dead-letters/replay", json={"all": True, "rate": "50/s"})
         assert answer.json()["replayed"] == 3
         await until(lambda: all(state(here, one) == "dead" for one in dead))
         assert [len(here.journal.records[one].attempts) for one in dead] == [2, 2, 2]
@@ -266,7 +266,7 @@ async def test_a_rate_is_kept(tmp_path: Path) -> None:
         for n in range(5):
             await dead_one(here, {"id": n})
         began = asyncio.get_running_loop().time()
-        answer = await here.client.post("/api/v1/dead-letters/discard", json={"rate": "20/s"})
+        answer = await here.client.post("/api/v1/dead-letters/discard", json={"all": True, "rate": "20/s"})
         took_s = asyncio.get_running_loop().time() - began
         assert answer.json()["discarded"] == 5
         assert took_s >= 0.15
@@ -276,13 +276,15 @@ async def test_dead_letters_of_routes_that_are_gone_stay_and_are_counted(tmp_pat
     async with desk(tmp_path) as here:
         dead = await dead_one(here)
         await here.journal.bury("gone", Message(raw=b"{}"), Reason("refused", "no"))
-        answer = await here.client.post("/api/v1/dead-letters/replay", json={})
+        answer = await here.client.post("/api/v1/dead-letters/replay", json={"all": True})
         assert answer.json() == {"replayed": 1, "skipped": {"route_gone": 1}, "more": False}
         await until(lambda: state(here, dead) == "delivered")
 
 
-@pytest.mark.parametrize("body", [{"rate": "fast"}, {"rate": "0/s"}, {"rout": "x"}, {"since": "soon"}])
-async def test_a_wrong_bulk_is_refused_and_changes_nothing(tmp_path: Path, body: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "body", [{"all": True, "rate": "fast"}, {"q": "x", "rate": "0/s"}, {"rout": "x"}, {"since": "soon"}]
+)
+async def test_a_wrong_bulk_is_refused_and_changes_nothing(tmp_path: Path, body: dict[str, Any]) -> None:
     async with desk(tmp_path) as here:
         dead = await dead_one(here)
         for action in ("replay", "discard"):
@@ -298,3 +300,55 @@ async def test_a_bulk_discard_takes_what_matches_and_no_other(tmp_path: Path) ->
         answer = await here.client.post("/api/v1/dead-letters/discard", json={"q": "x-shop: nord"})
         assert answer.json()["discarded"] == 1
         assert (state(here, first), state(here, second)) == ("discarded", "dead")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"rate": "9/s"}', b'{"all": false}'])
+async def test_nothing_is_done_to_all_dead_letters_by_leaving_something_out(tmp_path: Path, content: bytes) -> None:
+    async with desk(tmp_path) as here:
+        dead = await dead_one(here)
+        for action in ("replay", "discard"):
+            answer = await here.client.post(
+                f"/api/v1/dead-letters/{action}", content=content, headers={"content-type": "application/json"}
+            )
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+            assert answer.json()["detail"].endswith('or "all": true for all dead letters')
+        assert state(here, dead) == "dead"
+
+
+TWO = """
+version: 1
+routes:
+  orders:
+    from: rest
+    accept: [{filter: body.id is defined}]
+    steps: [{filter: body.good | int > 0}]
+    to:
+      - {memory: {name: ledger}, name: ledger, retry: {attempts: 1}}
+      - {memory: {name: other}, name: other}
+"""
+
+
+async def test_a_replay_to_one_target_reaches_no_other(tmp_path: Path) -> None:
+    async with desk(tmp_path, TWO) as here:
+        delivered = (await here.post("orders", {"id": 1, "good": 1})).json()["id"]
+        failed = (await here.post("orders", {"id": 2, "good": "x"})).json()["id"]
+        await until(lambda: (state(here, delivered), state(here, failed)) == ("delivered", "dead"))
+        for one in (delivered, failed):
+            answer = await here.client.post(f"/api/v1/messages/{one}/replay", json={"target": "ledger"})
+            assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_replay")
+            assert "leave target out" in answer.json()["detail"]
+        bulk = await here.client.post("/api/v1/dead-letters/replay", json={"all": True, "target": "ledger"})
+        assert bulk.json() == {"replayed": 0, "skipped": {"nothing_to_replay": 1}, "more": False}
+        unknown = await here.client.post("/api/v1/dead-letters/replay", json={"all": True, "target": "nobody"})
+        assert unknown.json() == {"replayed": 0, "skipped": {"unknown_target": 1}, "more": False}
+        assert [message.id for message in box("other").received] == [delivered]
+        assert (state(here, delivered), state(here, failed)) == ("delivered", "dead")
+
+
+async def test_a_replay_to_the_only_target_is_a_replay(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        delivered = (await here.post("orders", {"id": 1})).json()["id"]
+        await until(lambda: state(here, delivered) == "delivered")
+        answer = await here.client.post(f"/api/v1/messages/{delivered}/replay", json={"target": "ledger"})
+        assert answer.status_code == 202
+        await until(lambda: [message.id for message in box("ledger").received] == [delivered, delivered])
