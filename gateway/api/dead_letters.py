@@ -106,7 +106,9 @@ async def discard(request: Request, control: Running, caller: Calling) -> Respon
     bulk = _Bulk(control, request, wanted, caller)
 
     async def discarded(route: str, ids: Sequence[str]) -> None:
-        bulk.done += await control.services.journal.discard(ids, caller.shown)
+        done = await control.services.journal.discard(ids, caller.shown)
+        control.services.observed.route(route).discarded += done
+        bulk.done += done
         poke(control.routes.get(route))
 
     return await bulk.run("discarded", discarded)

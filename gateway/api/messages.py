@@ -196,7 +196,8 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
             raise Problem(409, "not_final", f"the message is {status_of(row)}: only a dead one can be sent again here")
         outcome = await route.take(detail.message.replace(), answers=True, type_=TYPE)
         check_accepted(outcome)
-        await journal.discard([row.id], f"{caller.shown}, after a replay that was accepted")
+        done = await journal.discard([row.id], f"{caller.shown}, after a replay that was accepted")
+        control.services.observed.route(row.route).discarded += done
         return
     if target is not None and not detail.deliveries and len(route.inside.targets) == 1:
         target = None  # it is all there is
@@ -256,6 +257,7 @@ async def discard(message_id: str, request: Request, control: Running, caller: C
     if not await control.services.journal.discard([detail.row.id], caller.shown):
         text = f"the message is {status_of(detail.row)}: only pending and dead ones can be discarded"
         raise Problem(409, "not_open", text)
+    control.services.observed.route(detail.row.route).discarded += 1
     poke(control.routes.get(detail.row.route))
     log.info("discarded", extra={"message_id": detail.row.id, "route": detail.row.route, "by": caller.shown})
     return answer({"id": detail.row.id, "discarded": 1})

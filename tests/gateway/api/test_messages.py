@@ -234,6 +234,10 @@ async def test_a_dead_letter_is_discarded_once(tmp_path: Path) -> None:
         second = await here.client.delete(f"/api/v1/messages/{dead}")
         assert (first.status_code, state(here, dead)) == (200, "discarded")
         assert (second.status_code, second.json()["code"]) == (409, "not_open")
+        await dead_one(here)
+        await here.client.post("/api/v1/dead-letters/discard", json={"all": True})
+        metrics = (await here.client.get("/metrics")).text
+        assert 'gateway_messages_discarded_total{route="orders"} 2.0' in metrics
 
 
 # -- in bulk ---------------------------------------------------------------------------------------------------------
