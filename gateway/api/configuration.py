@@ -103,6 +103,8 @@ async def check(request: Request, control: Running) -> Response:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Problem(400, "malformed", "the body is not UTF-8") from None
+    if not text.strip():
+        raise Problem(422, "invalid", "the body is empty; post the YAML to check, with --data-binary @routes.yaml, say")
     path = control.config.path
     file = path / "posted.yaml" if path.is_dir() else path
     try:

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 
 from gateway.api.access import READ
 from gateway.api.bodies import only
-from gateway.api.control import Control, Running
+from gateway.api.control import Control, Running, route_named
 from gateway.api.problems import Problem
 from gateway.api.routes import counters, in_journal
 from gateway.api.shapes import Shape
@@ -204,6 +204,8 @@ async def events(request: Request, control: Running, route: str | None = None) -
     With `route` only what is about that route.
     """
     only(request, "route")
+    if route is not None:
+        route_named(control, route)
     hub: Hub = request.app.state.hub
     if hub.crowded:
         raise Problem(503, "crowded", f"{MOST_CLIENTS} clients listen already", retry_after_s=10)

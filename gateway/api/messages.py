@@ -158,7 +158,8 @@ async def replay(message_id: str, request: Request, control: Running, caller: Ca
         _check_target(route, wanted.target)
     await replay_one(control, route, detail, wanted.target, caller)
     log.info("replayed", extra={"message_id": detail.row.id, "route": route.name, "by": caller.shown})
-    return answer({"id": detail.row.id, "replayed": 1, "status_url": f"/api/v1/messages/{detail.row.id}"}, 202)
+    told = {"id": detail.row.id, "replayed": 1, "status_url": f"/api/v1/messages/{detail.row.id}"}
+    return answer(told | ({"paused": route.name} if route.paused else {}), 202)
 
 
 def _route_of(control: Control, detail: Detail) -> Route:

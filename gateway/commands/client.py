@@ -110,9 +110,20 @@ def connected(config: Path, url: str | None, token_file: Path | None) -> Api:
     Raises:
         ConfigError: nothing says where it is, or there is no token.
     """
-    token = _token_in(token_file) if token_file is not None else os.environ.get("GATEWAY_TOKEN", "").strip()
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url, or GATEWAY_URL: expected one such as http://127.0.0.1:8080, got {url!r:.100}")
+    if token_file is not None:
+        token = _token_in(token_file)
+    else:
+        token = _token(os.environ.get("GATEWAY_TOKEN", ""), "GATEWAY_TOKEN")
     if url is not None and token:
         return Api(url, token)
+    if not config.exists():
+        missing = "where the gateway's API is" if url is None else f"the token of {url}"
+        ways = "--url with --token-file" if url is None else "--token-file or GATEWAY_TOKEN"
+        raise ConfigError(
+            f"{config}: there is no such file, which would say {missing}; name it with --config, or {ways}"
+        )
     settings = _settings(config)
     if url is None:
         if settings.api.listen.port == 0:
@@ -123,11 +134,19 @@ def connected(config: Path, url: str | None, token_file: Path | None) -> Api:
 
 def _token_in(file: Path) -> str:
     try:
-        return file.read_text("ascii").strip()
+        return _token(file.read_text("ascii"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no token"
         text = f"the token file {file} can't be read: {reason}; the gateway makes it when it starts"
         raise ConfigError(f"{text}; name another with --token-file, or set GATEWAY_TOKEN") from error
+
+
+def _token(text: str, where: str) -> str:
+    """The token in this text; of what is none nothing is shown, as it may be another secret."""
+    token = text.strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ConfigError(f"{where} holds no token; expected one word, as the gateway writes it into admin.token")
+    return token
 
 
 def _settings(config: Path) -> Gateway:

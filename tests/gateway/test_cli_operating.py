@@ -242,11 +242,22 @@ def test_a_dead_letter_is_listed_shown_fixed_and_replayed(ask: Asked) -> None:
 def test_a_dead_letter_is_replayed_edited_as_a_new_message(ask: Asked) -> None:
     id_ = dead(ask)
     (ask.folder / "better.json").write_text('{"id": "better"}')
-    words = ask("dead", "replay", id_, "--body", str(ask.folder / "better.json")).split()
-    assert words[:3] == ["replayed", id_, "as"]
-    assert ask("show", words[3], "--body") == '{"id": "better"}'
-    assert ask.json("show", words[3])["causation_id"] == id_
+    told = ask("dead", "replay", id_, "--body", str(ask.folder / "better.json"))
+    new = told.split()[3].rstrip(";")
+    assert told == f"replayed {id_} as {new}; the old one stays as it is, discard it if it is not needed\n"
+    assert ask("show", new, "--body") == '{"id": "better"}'
+    assert ask.json("show", new)["causation_id"] == id_
     assert ask("dead", "discard", id_) == f"discarded {id_}\n"
+
+
+def test_a_dead_letter_of_a_paused_route_is_sent_once_it_is_resumed(ask: Asked) -> None:
+    id_ = dead(ask)
+    ask("routes", "pause", "orders")
+    assert ask("dead", "replay", id_) == f"replayed {id_}; it is sent once the route orders is resumed\n"
+    assert ask.json("show", id_)["status"] == "pending"
+    ask("routes", "resume", "orders")
+    assert ask.sent('{"id": "after"}')
+    assert ask.json("show", id_)["status"] == "delivered"
 
 
 def test_dead_letters_are_replayed_and_discarded_by_filter(ask: Asked) -> None:
@@ -340,7 +351,9 @@ def test_tail_follows_what_routes_answer(ask: Asked, tmp_path: Path) -> None:
     assert [(row["kind"], row["route"]) for row in as_json] == [("message", "orders")]
 
 
-def test_an_unknown_route_can_be_followed_but_stays_silent(ask: Asked) -> None:
+def test_an_unknown_route_can_not_be_followed(ask: Asked) -> None:
+    ask("tail", "ordres", ends=1)
+    assert ask.told == 'there is no route "ordres"; did you mean orders?\n'
     ask("tail", "orders", "-n", "0", ends=2)
     assert "-n" in ask.told
 
@@ -370,6 +383,31 @@ def test_a_gateway_that_does_not_run_is_told(ask: Asked, monkeypatch: pytest.Mon
     monkeypatch.setenv("GATEWAY_TOKEN", "x" * 40)
     ask.bare("routes", "--url", "http://127.0.0.1:1", ends=1)
     assert ask.told == "http://127.0.0.1:1 does not answer; is the gateway running? start it with: gateway run\n"
+
+
+def test_an_address_that_is_none_is_told(ask: Asked) -> None:
+    ask.bare("routes", "--url", "127.0.0.1:8080", ends=2)
+    assert ask.told.startswith(
+        "--url, or GATEWAY_URL: expected one such as http://127.0.0.1:8080, got '127.0.0.1:8080'"
+    )
+
+
+def test_a_file_that_holds_no_token_is_told_and_not_shown(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask.bare("routes", "--url", ask.url, "--token-file", str(ask.folder / "routes.yaml"), ends=2)
+    assert ask.told.startswith(f"{ask.folder}/routes.yaml holds no token; expected one word")
+    assert "hunter2" not in ask.told
+    assert "version" not in ask.told
+    monkeypatch.setenv("GATEWAY_TOKEN", "two words")
+    ask.bare("routes", "--url", ask.url, ends=2)
+    assert ask.told.startswith("GATEWAY_TOKEN holds no token; expected one word")
+
+
+def test_what_says_where_the_gateway_is_and_is_not_there_is_told(ask: Asked, tmp_path: Path) -> None:
+    file = tmp_path / "nowhere.yaml"
+    ask.bare("routes", "--config", str(file), ends=2)
+    assert ask.told.startswith(f"{file}: there is no such file, which would say where the gateway's API is; name it")
+    ask.bare("routes", "--config", str(file), "--url", ask.url, ends=2)
+    assert ask.told.startswith(f"{file}: there is no such file, which would say the token of {ask.url}; name it with")
 
 
 def test_a_missing_token_is_told(ask: Asked, tmp_path: Path) -> None:

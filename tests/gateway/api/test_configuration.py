@@ -59,8 +59,8 @@ async def test_all_complaints_come_with_their_places(tmp_path: Path) -> None:
         assert "did you mean accept?" in first["text"]
 
 
-@pytest.mark.parametrize(("posted", "status"), [(b"\xff", 400), (b"x" * (4 * 1024 * 1024 + 1), 413)])
-async def test_what_is_no_text_or_too_large_is_refused(tmp_path: Path, posted: bytes, status: int) -> None:
+@pytest.mark.parametrize(("posted", "status"), [(b"", 422), (b"\xff", 400), (b"x" * (4 * 1024 * 1024 + 1), 413)])
+async def test_what_is_nothing_or_no_text_or_too_large_is_refused(tmp_path: Path, posted: bytes, status: int) -> None:
     async with desk(tmp_path) as here:
         answer = await here.client.post("/api/v1/config/check", content=posted)
         assert answer.status_code == status
