@@ -79,6 +79,10 @@ class Path:
         """All of it as one plain call, when nothing in it waits: message to message, None when filtered."""
         self.empty = not self._parts
 
+    def ended_by(self, message: Message) -> tuple[str, Step] | None:
+        """Place and step at which a message ends, found by running it again; None: a pattern is among the steps."""
+        return None if self.plain is None else self.plain.ended_by(message)
+
     async def __call__(self, message: Message) -> list[Message]:
         """The messages that go on.
 
@@ -99,9 +103,10 @@ class Path:
 class _Plain:
     """Steps that are called one after the other."""
 
-    __slots__ = ("_places", "_steps")
+    __slots__ = ("_places", "_steps", "_written")
 
     def __init__(self, steps: list[tuple[str, Step]]) -> None:
+        self._written = steps
         self._places = [place for place, _ in steps]
         self._steps = [step.__call__ for _, step in steps]
 
@@ -118,6 +123,16 @@ class _Plain:
             error.place = error.place or self._places[index]
             raise
         return after
+
+    def ended_by(self, message: Message) -> tuple[str, Step] | None:
+        """Place and step at which this message ends."""
+        after: Message | None = message
+        for place, step in self._written:
+            assert after is not None
+            after = step(after)
+            if after is None:
+                return place, step
+        return None
 
     def traced(self, message: Message, hops: list[Hop], history: str) -> Message | None:
         """As a call, noting each step that changed, ended or refused the message."""

@@ -10,6 +10,7 @@ from functools import partial
 from gateway.config import Configured
 from gateway.delivery import Delivering
 from gateway.errors import INTERNAL, MessageError, PeerError
+from gateway.expressions import Expression
 from gateway.failpoints import failpoint, failpoint_soon
 from gateway.gate import Gate
 from gateway.host import EngineHost, Services
@@ -17,7 +18,7 @@ from gateway.journal import JournalBrokenError, JournalFullError, Reason
 from gateway.links import keep_running
 from gateway.message import Accepted, Deferred, Message, Outcome, Refused
 from gateway.path import word_of
-from gateway.ports import Deliver, Source
+from gateway.ports import Deliver, Source, Step
 from gateway.target import Inside, RunningTarget, chosen
 
 log = logging.getLogger("gateway.route")
@@ -325,7 +326,7 @@ class Route:
     async def _checked(self, message: Message) -> None:
         accept = self._inside.accept
         if not (accept.plain(message) if accept.plain else await accept(message)):
-            raise MessageError("accept: a filter does not hold for this message")
+            raise _not_accepted(accept.ended_by(message))
 
     async def _delivered(self, message: Message) -> Message | None:
         """Runs the steps and sends to every target that takes what comes out. Returns the reply of the only one.
@@ -423,6 +424,16 @@ def _urgency(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9:
         return value
     raise MessageError(f"priority: expected a whole number from 0 to 9, got {value!r:.60}")
+
+
+def _not_accepted(ended: tuple[str, Step] | None) -> MessageError:
+    """For the sender, who may put it right: which check it was, as that says of itself."""
+    place, step = ended or (None, None)
+    condition = getattr(step, "condition", None)
+    which = f"the condition {condition.shown!r}" if isinstance(condition, Expression) else "a filter"
+    error = MessageError(f"accept: {which} does not hold for this message")
+    error.place = place
+    return error
 
 
 def _too_large(body: bytes, limit: int) -> MessageError:

@@ -52,8 +52,13 @@ class Written:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    @property
+    def shown(self) -> str:
+        """The text as errors show it: on one line, its constant texts left out, as one may be a secret."""
+        return shown(str(self.text))
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({shown(str(self.text))})"
+        return f"{type(self).__name__}({self.shown})"
 
     @classmethod
     def read(cls, text: Any, names: frozenset[str], folder: Path | None) -> Self:

@@ -51,7 +51,8 @@ async def test_what_only_its_sender_heard_is_in_the_log_with_all_that_is_known(
             "route": "r",
             "message_id": checked.id,
             "code": "refused",
-            "reason": "accept: a filter does not hold for this message",
+            "reason": "accept: the condition 'body.good' does not hold for this message",
+            "place": "accept.0.filter",
             "peer": "10.0.0.7:4711",
         },
         {

@@ -153,13 +153,21 @@ async def test_what_accept_does_not_let_pass_is_the_senders_and_stored_nowhere(b
         assert shown(await post(route, {"n": 1})) == (
             "refused",
             "refused",
-            "accept: a filter does not hold for this message",
+            "accept: the condition 'body.n > 1' does not hold for this message",
         )
         assert shown(await post(route, {"n": 2})) == ("accepted",)
         outcome = await post(route, raw=b"{broken")
         assert isinstance(outcome, Refused)
         assert outcome.code == "malformed"
     assert len(bench.journal.records) == 1
+
+
+async def test_what_accept_says_names_the_condition_and_shows_no_text_of_it(bench: Bench) -> None:
+    accept = "    accept: [{filter: body.a}, {filter: body.b == 's3cret'}]\n"
+    async with bench.route(accept + STORED) as route:
+        outcome = await post(route, {"a": True, "b": False})
+    assert isinstance(outcome, Refused)
+    assert outcome.reason == "accept: the condition \"body.b == '…'\" does not hold for this message"
 
 
 async def test_a_parse_in_accept_refuses_what_is_malformed_and_changes_nothing(bench: Bench) -> None:

@@ -204,7 +204,7 @@ async def test_who_refused_is_named_as_the_route_names_it(tmp_path: Path, sender
     ids=["accept", "steps"],
 )
 async def test_what_the_sender_can_mend_is_said_in_full(tmp_path: Path, checks: str) -> None:
-    expected = "accept: a filter" if "accept" in checks else "body.id is a number"
+    expected = "accept: the condition" if "accept" in checks else "body.id is a number"
     async with running(tmp_path, f"{checks}{PLACES['a target']}") as desks:
         for sender in (by_http, by_rest, by_tcp, by_websocket, by_channel):
             assert expected in await sender(desks), sender.__name__
