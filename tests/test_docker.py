@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import yaml
 
 from adapters import mqtt
 from gateway import PeerError
+from gateway.api import serving
 from gateway.app import running
 from gateway.config import load
 from gateway.testing import FakeHost, arriving, opened, until
@@ -74,12 +78,44 @@ def test_the_image_installs_what_was_locked_by_hash() -> None:
     assert "--no-index" in runs
 
 
-def test_the_image_has_a_health_check_that_python_can_run() -> None:
+async def health_check(place: Playground) -> int:
+    """The exit code of the image's health check, asked where Docker's configuration names a proxy that is not there."""
     (check,) = arguments("HEALTHCHECK")
-    command = yaml.safe_load(check[check.index("[") :])
-    assert command[:2] == ["python", "-c"]
-    compile(command[2], "health check", "exec")
-    assert "/health/live" in command[2]
+    python, *rest = yaml.safe_load(place.mapped(check[check.index("[") :]))
+    assert python == "python"
+    proxy = f"http://127.0.0.1:{place.port(3128)}"
+    check_run = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *rest,
+        env={**os.environ, "http_proxy": proxy, "HTTP_PROXY": proxy, "no_proxy": "", "NO_PROXY": ""},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    return await check_run.wait()
+
+
+async def test_the_health_check_of_the_image_asks_the_gateway_and_no_proxy(tmp_path: Path) -> None:
+    place = Playground(tmp_path)
+    (tmp_path / "routes.yaml").write_text(
+        place.mapped("version: 1\ngateway: {api: {listen: 127.0.0.1:8080}}\nroutes: {none: {from: memory, to: drop}}\n")
+    )
+    async with running(load(tmp_path / "routes.yaml")) as app, serving(app):
+        assert await health_check(place) == 0
+    assert await health_check(place) == 1
+
+
+def test_commands_inside_find_the_routes_without_being_told() -> None:
+    (folder,) = arguments("WORKDIR")[1:]
+    (copied,) = [rest for rest in arguments("COPY") if "routes.yaml" in rest]
+    assert copied.split()[1] == f"{folder}/routes.yaml"
+    assert any(f":{folder}/routes.yaml" in volume for volume in SERVICES["gateway"]["volumes"])
+    assert yaml.safe_load(arguments("CMD")[0]) == ["run"]
+
+
+def test_nothing_but_the_gateway_writes_to_its_data() -> None:
+    (made,) = [rest for rest in arguments("RUN") if "useradd" in rest]
+    assert "--no-create-home" in made, "expected no .bashrc of the distribution in the volume"
+    assert re.search(r"install --directory --owner gateway --group gateway --mode 0700 /var/lib/gateway$", made)
+    assert arguments("VOLUME") == ["/var/lib/gateway"]
 
 
 def test_no_secret_is_in_the_image() -> None:
@@ -119,6 +155,18 @@ def test_files_that_are_mounted_are_there_and_volumes_declared() -> None:
         for mounted in service["volumes"]:
             source = mounted.partition(":")[0]
             assert (DOCKER / source).is_file() if source.startswith("./") else source in compose()["volumes"]
+
+
+def test_a_password_file_of_compose_stays_out_of_the_repository() -> None:
+    assert "/docker/.env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_volumes_of_the_broker_images_have_a_name_or_are_memory() -> None:
+    """What an image declares and compose.yaml does not name is left behind by each `down`, without a name."""
+    declared = {"mosquitto": {"/mosquitto/data", "/mosquitto/log"}, "rabbitmq": {"/var/lib/rabbitmq"}}
+    for service, folders in declared.items():
+        mounted = {volume.split(":")[1] for volume in SERVICES[service]["volumes"]}
+        assert folders <= mounted | set(SERVICES[service].get("tmpfs", []))
 
 
 def test_the_gateway_may_do_nothing_but_its_work() -> None:
