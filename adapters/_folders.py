@@ -17,6 +17,8 @@ ATTRIBUTE = "user.gateway.id"
 """The extended attribute of a file that says which message it is. xattr(7)."""
 COARSE_S = 2.0
 """How coarse the times of files may be."""
+Stamp = tuple[int, int, int]
+"""Inode, size and time of change: another one is another file, or one that was written anew."""
 
 
 def append_lines(path: Path, lines: bytes) -> None:
@@ -144,13 +146,27 @@ def _is_marked(path: Path, body: bytes, mark: Mark) -> bool:
     return path.stat().st_mtime >= mark.received_s - COARSE_S
 
 
-def move_into(path: Path, folder: Path) -> Path:
+def stamp_of(path: Path) -> Stamp | None:
+    """Which file this is, and as who wrote it left it; None: there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def move_into(path: Path, folder: Path, stamp: Stamp) -> Path | None:
     """Moves a file into a folder, under a name that is free there, and syncs both folders. Returns where it is.
+
+    None: it is not the file of this stamp any more, and stays.
 
     Raises:
         OSError: it could not be moved.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    now = stamp_of(path)
+    if now is not None and now != stamp:
+        return None
     place = folder / path.name
     number = 1
     while place.exists():

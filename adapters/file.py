@@ -8,11 +8,11 @@ import mimetypes
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, TypeVar, assert_never
 
 from pydantic import Field
 
-from adapters._folders import Mark, append_lines, create_whole, move_into, replace_whole
+from adapters._folders import Mark, Stamp, append_lines, create_whole, move_into, replace_whole, stamp_of
 from gateway import (
     JSON,
     Accepted,
@@ -33,12 +33,15 @@ from gateway import (
 
 log = logging.getLogger("gateway.file")
 
+T = TypeVar("T")
+
 
 class Source(Settings):
     """Watches a folder: each file becomes a message, and moves to `done` (or `failed`) once the outcome is known.
 
     A file is read when it did not change for `settle`; names that begin with a dot or end in `.part` or `.tmp` are
-    left alone, so that who writes may rename when it is complete. Files go in the order of their names.
+    left alone, so that who writes may rename when it is complete. Files go in the order of their names. One that is
+    written anew before it could move stays, and becomes a message of its own.
     """
 
     folder: Folder = Field(description="the folder to watch; made if it is missing")
@@ -65,14 +68,14 @@ class Source(Settings):
         Raises:
             PeerError: the folder can't be read or written.
         """
-        seen: dict[Path, tuple[int, int, float]] = {}
+        seen: dict[Path, tuple[Stamp, float]] = {}
         try:
             await asyncio.to_thread(self._make_folders)
             ready()
             while True:
-                for path in await asyncio.to_thread(self._settled, seen, host.clock.monotonic()):
-                    await self._take(path, host, deliver)
-                    seen.pop(path, None)
+                for path, stamp in await asyncio.to_thread(self._settled, seen, host.clock.monotonic()):
+                    if await self._take(path, stamp, host, deliver):
+                        seen.pop(path, None)
                 await host.clock.sleep(self.every)
         except OSError as error:
             raise PeerError(
@@ -91,27 +94,32 @@ class Source(Settings):
     def _failed(self) -> Path:
         return self.failed or self.folder / "failed"
 
-    def _settled(self, seen: dict[Path, tuple[int, int, float]], now_s: float) -> list[Path]:
-        """Files that have not changed for long enough. seen: size, time of change and since when, by path."""
+    def _settled(self, seen: dict[Path, tuple[Stamp, float]], now_s: float) -> list[tuple[Path, Stamp]]:
+        """Files that have not changed for long enough. seen: what they were, and since when, by path."""
         settled = []
         there = set()
         for path in sorted(self.folder.glob(self.pattern)):
             if path.name.startswith(".") or path.suffix in {".part", ".tmp"} or not path.is_file():
                 continue
+            stamp = stamp_of(path)
+            if stamp is None:
+                continue
             there.add(path)
-            status = path.stat()
-            size, changed_ns, since_s = seen.get(path, (-1, -1, now_s))
-            if (size, changed_ns) != (status.st_size, status.st_mtime_ns):
-                seen[path] = (status.st_size, status.st_mtime_ns, now_s)
+            before, since_s = seen.get(path, (None, now_s))
+            if stamp != before:
+                seen[path] = stamp, now_s
                 since_s = now_s
             if now_s - since_s >= self.settle:
-                settled.append(path)
+                settled.append((path, stamp))
         for gone in set(seen) - there:
             del seen[gone]
         return settled
 
-    async def _take(self, path: Path, host: Host, deliver: Deliver) -> None:
-        body = await asyncio.to_thread(_read, path, host.limits.message + 1)
+    async def _take(self, path: Path, stamp: Stamp, host: Host, deliver: Deliver) -> bool:
+        """Whether the file was taken; not when it has changed since it was looked at: then it has to settle anew."""
+        body = await asyncio.to_thread(_read, path, stamp, host.limits.message + 1)
+        if body is None:
+            return False
         guessed = self.content_type or mimetypes.guess_type(path.name)[0] or JSON
         transport = {"file": path.name, "folder": self.folder.name}
         message = Message(raw=body, content_type=guessed, subject=path.name, transport=transport)
@@ -119,22 +127,24 @@ class Source(Settings):
             outcome = await deliver(message)
             match outcome:
                 case Accepted():
-                    return await self._move(path, self._done, host)
+                    return await self._move(path, stamp, self._done, host)
                 case Refused():
-                    return await self._move(path, self._failed, host)
+                    return await self._move(path, stamp, self._failed, host)
                 case Deferred():
                     await host.clock.sleep(outcome.wait_s)
                 case other:
                     assert_never(other)
 
-    async def _move(self, path: Path, folder: Path, host: Host) -> None:
-        """Moves a file that is settled. While that fails we wait here: read again, it would be sent again."""
+    async def _move(self, path: Path, stamp: Stamp, folder: Path, host: Host) -> bool:
+        """Moves a file that is settled. While that fails we wait here: read again, it would be sent again.
+
+        False: it was written anew meanwhile. It stays, as what is in it now was not read.
+        """
         while True:
             try:
-                await _to_its_end(asyncio.to_thread(move_into, path, folder))
-                return
+                return await _to_its_end(asyncio.to_thread(move_into, path, folder, stamp)) is not None
             except FileNotFoundError:  # somebody else took it away
-                return
+                return True
             except OSError as error:
                 log.warning(
                     "file not moved",
@@ -143,19 +153,24 @@ class Source(Settings):
                 await host.clock.sleep(self.every)
 
 
-async def _to_its_end(moving: Coroutine[Any, Any, object]) -> None:
+async def _to_its_end(moving: Coroutine[Any, Any, T]) -> T:
     """Waits also when cancelled: a thread goes on, and who watches the folder next must not find the file there."""
     task = asyncio.ensure_future(moving)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
 
 
-def _read(path: Path, most: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(most)
+def _read(path: Path, stamp: Stamp, most: int) -> bytes | None:
+    """What is in a file; None: it is not the one that was looked at any more, or changed while it was read."""
+    try:
+        with path.open("rb") as file:
+            body = file.read(most)
+    except FileNotFoundError:
+        return None
+    return body if stamp_of(path) == stamp else None
 
 
 class Sink(Settings):

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from adapters import file
-from adapters._folders import move_into
-from gateway import Accepted, Deferred, Message, MessageError, Outcome, PeerError, Refused
+from adapters._folders import Stamp, move_into
+from gateway import Accepted, Deferred, Limits, Message, MessageError, Outcome, PeerError, Refused
 from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, settle, until
 
 
@@ -61,6 +61,80 @@ async def test_a_file_that_still_grows_is_left_alone(tmp_path: Path) -> None:
         await tick(host, 4)
         await inbox.wait(1)
     assert inbox.messages[0].body == b"one0123"
+
+
+async def test_a_file_that_is_written_again_while_others_are_delivered_is_left_alone(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+
+    def outcome(message: Message) -> Outcome:
+        if message.subject == "a.txt":
+            with (tmp_path / "b.txt").open("ab") as more:
+                more.write(b" whole")
+        return Accepted(message.id)
+
+    inbox = Inbox(host, outcome)
+    (tmp_path / "a.txt").write_bytes(b"first")
+    (tmp_path / "b.txt").write_bytes(b"half")
+    (tmp_path / "c.txt").write_bytes(b"gone")
+    async with running(source(tmp_path), inbox, host):
+        await tick(host, 2)
+        await tick(host)
+        await inbox.wait(1)
+        await until(lambda: (tmp_path / "done" / "c.txt").exists())
+        assert [message.body for message in inbox.messages] == [b"first", b"gone"]
+        await tick(host, 4)
+        await inbox.wait(3)
+    assert inbox.messages[2].body == b"half whole"
+
+
+async def test_what_was_written_over_a_file_that_is_under_way_is_a_message_of_its_own(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+    latest = tmp_path / "latest.txt"
+
+    def outcome(message: Message) -> Outcome:
+        if message.body == b"1":
+            (tmp_path / "next.tmp").write_bytes(b"2")
+            (tmp_path / "next.tmp").rename(latest)
+        return Accepted(message.id)
+
+    inbox = Inbox(host, outcome)
+    latest.write_bytes(b"1")
+    async with running(source(tmp_path), inbox, host):
+        await tick(host, 3)
+        await inbox.wait(1)
+        assert latest.read_bytes() == b"2"
+        await tick(host, 4)
+        await inbox.wait(2)
+        await until(lambda: not latest.exists())
+    assert [message.body for message in inbox.messages] == [b"1", b"2"]
+
+
+async def test_a_file_that_is_taken_away_before_it_is_read_is_nobodys_fault(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+
+    def outcome(message: Message) -> Outcome:
+        (tmp_path / "b.txt").unlink(missing_ok=True)
+        return Accepted(message.id)
+
+    inbox = Inbox(host, outcome)
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    async with running(source(tmp_path), inbox, host):
+        await tick(host, 3)
+        await inbox.wait(2)
+    assert [message.subject for message in inbox.messages] == ["a.txt", "c.txt"]
+
+
+@pytest.mark.parametrize(("size", "folder"), [(1000, "done"), (1001, "failed")], ids=["at the limit", "over it"])
+async def test_a_file_has_the_limit_of_messages(tmp_path: Path, size: int, folder: str) -> None:
+    host = FakeHost(clock=ManualClock(), limits=Limits.model_validate({"message": "1000B"}))
+    inbox = Inbox(host, lambda m: Refused(m.id, "too large", "too_large") if len(m.body) > 1000 else Accepted(m.id))
+    (tmp_path / "a.txt").write_bytes(b"x" * size)
+    async with running(source(tmp_path), inbox, host):
+        await tick(host, 3)
+        await until(lambda: (tmp_path / folder / "a.txt").exists())
+    assert (tmp_path / folder / "a.txt").stat().st_size == size
+    assert len(inbox.messages[0].body) == size
 
 
 async def test_a_refused_file_moves_to_failed_and_a_deferred_one_is_handed_over_again(tmp_path: Path) -> None:
@@ -222,10 +296,10 @@ async def test_a_folder_that_is_a_file_is_the_peers_fault(tmp_path: Path) -> Non
 async def test_a_stop_waits_for_a_move_that_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moving, go_on = threading.Event(), threading.Event()
 
-    def slow(path: Path, folder: Path) -> Path:
+    def slow(path: Path, folder: Path, stamp: Stamp) -> Path | None:
         moving.set()
         go_on.wait(5)
-        return move_into(path, folder)
+        return move_into(path, folder, stamp)
 
     monkeypatch.setattr(file, "move_into", slow)
     host = FakeHost(clock=ManualClock())
