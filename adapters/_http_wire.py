@@ -216,7 +216,9 @@ _ALERTS = {
     "HANDSHAKE_FAILURE": "it refuses the handshake; does it ask for a client certificate?",
     "WRONG_VERSION_NUMBER": "it does not speak TLS; write http:// in the url, or check the port",
 }
-_EXPIRED, _NOT_YET, _WRONG_HOST, _WRONG_ADDRESS = 10, 9, 62, 64  # X509_V_ERR codes of OpenSSL
+# X509_V_ERR codes of OpenSSL.
+_EXPIRED, _NOT_YET, _WRONG_HOST, _WRONG_ADDRESS = 10, 9, 62, 64
+_UNKNOWN_AUTHORITY = frozenset((2, 18, 19, 20, 21))
 
 
 def tls_fault(error: ssl.SSLError) -> str:
@@ -228,7 +230,9 @@ def tls_fault(error: ssl.SSLError) -> str:
             return "its certificate is not valid yet; is the clock right?"
         if error.verify_code in (_WRONG_HOST, _WRONG_ADDRESS):
             return "its certificate is for another host; is the url right?"
-        return "its certificate is by an unknown authority; name its authority in tls.ca"
+        if error.verify_code in _UNKNOWN_AUTHORITY:
+            return "its certificate is by an unknown authority; name its authority in tls.ca"
+        return f"its certificate can't be trusted: {error.verify_message.rstrip('.')}"
     for alert, sentence in _ALERTS.items():
         if alert in (error.reason or ""):
             return sentence

@@ -1,36 +1,30 @@
-"""What tcp and mllp have in common below their bytes: connecting, listening, and errors as sentences."""
+"""What tcp and mllp have in common below their bytes: connecting and listening."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from adapters._bound import sockets_at
-from gateway import Address, ClientTls, ConfigError, Host, ListenAt, PeerError, client_context, server_context
+from gateway import (
+    Address,
+    ClientTls,
+    ConfigError,
+    Host,
+    ListenAt,
+    PeerError,
+    client_context,
+    link_fault,
+    server_context,
+)
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """A peer that is silently gone is noticed after two minutes."""
-
-# X509_V_ERR codes of OpenSSL.
-_EXPIRED, _NOT_YET, _WRONG_HOST, _WRONG_ADDRESS = 10, 9, 62, 64
-_UNKNOWN_AUTHORITY = frozenset((2, 18, 19, 20, 21))
-
-_ALERTS = {
-    "CERTIFICATE_REQUIRED": "the peer asks for a client certificate; set tls.certificate and tls.private_key",
-    "UNKNOWN_CA": "the peer does not trust the authority of our certificate",
-    "CERTIFICATE_EXPIRED": "the peer says that our certificate has expired",
-    "BAD_CERTIFICATE": "the peer refuses our certificate",
-    "HANDSHAKE_FAILURE": "the peer refuses the handshake; does it ask for a client certificate?",
-    "WRONG_VERSION_NUMBER": "the peer does not speak TLS; remove tls, or check the port",
-    "PROTOCOL_VERSION": "the peer has no TLS version in common with us, expected 1.2 or newer",
-}
 
 
 def prepare(transport: asyncio.BaseTransport) -> None:
@@ -82,7 +76,7 @@ async def dial(
     except TimeoutError as error:
         raise PeerError(f"{who}: no connection within {timeout_s:g} s; is {address} reachable?") from error
     except OSError as error:
-        raise PeerError(f"{who}: {reason(error)}") from error
+        raise PeerError(f"{who}: {link_fault(error)}") from error
     return transport, protocol
 
 
@@ -108,7 +102,8 @@ async def listen(make: Callable[[], asyncio.Protocol], at: ListenAt, host: Host,
                 servers.add(server)
                 await server.start_serving()
         except OSError as error:
-            raise ConfigError(f"{who}: can't listen: {reason(error)}; is another program or route on {at}?") from error
+            why = link_fault(error)
+            raise ConfigError(f"{who}: can't listen: {why}; is another program or route on {at}?") from error
         yield servers
 
 
@@ -136,34 +131,5 @@ class Servers:
 
 def lost(who: str, error: Exception | None) -> PeerError:
     """The link is gone, with the error that ended it or by the peer's own will."""
-    why = "the peer closed the connection" if error is None else reason(error)
+    why = "the peer closed the connection" if error is None else link_fault(error)
     return PeerError(f"{who}: {why}", reconnect=True)
-
-
-def reason(error: Exception) -> str:
-    """What happened, for people: certificate faults as sentences, operating system errors by their text."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return _certificate_fault(error)
-    if isinstance(error, ssl.SSLError):
-        for alert, sentence in _ALERTS.items():
-            if alert in (error.reason or ""):
-                return sentence
-        return f"TLS failed: {(error.reason or 'unknown reason').replace('_', ' ').lower()}"
-    if isinstance(error, socket.gaierror):
-        return f"the host name is not known ({error.strerror})"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return str(error).lower() or type(error).__name__
-
-
-def _certificate_fault(error: ssl.SSLCertVerificationError) -> str:
-    code, text = error.verify_code, error.verify_message.rstrip(".")
-    if code == _EXPIRED:
-        return "the peer's certificate has expired; it needs a new one"
-    if code == _NOT_YET:
-        return "the peer's certificate is not valid yet; is the clock right?"
-    if code in (_WRONG_HOST, _WRONG_ADDRESS):
-        return f"the peer's certificate is for another host ({text}); set tls.server_name if that is right"
-    if code in _UNKNOWN_AUTHORITY:
-        return f"the peer's certificate is by an unknown authority ({text}); name its authority in tls.ca"
-    return f"the peer's certificate can't be trusted: {text}"

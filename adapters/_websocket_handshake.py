@@ -18,8 +18,8 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from adapters._request import Refusal, Request, header_lines
-from adapters._sockets import facts, prepare, reason
-from gateway import Limits, PeerError
+from adapters._sockets import facts, prepare
+from gateway import Limits, PeerError, link_fault
 
 QUIET = logging.getLogger("gateway.websocket.protocol")
 """The log of the package websockets, which would write each opening, and bodies while debugging."""
@@ -193,7 +193,7 @@ class Calling(asyncio.Protocol):
         self._fail("it closed the connection during the handshake")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail("it closed the connection during the handshake" if exc is None else reason(exc))
+        self._fail("it closed the connection during the handshake" if exc is None else link_fault(exc))
 
     def _fail(self, why: str) -> None:
         if not self.done.done():

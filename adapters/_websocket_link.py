@@ -17,9 +17,8 @@ from typing import Any, Protocol
 from websockets.client import ClientProtocol
 from websockets.server import ServerProtocol
 
-from adapters._sockets import reason as reason_of
 from adapters._websocket_frames import CLOSE, POLICY_VIOLATION, TEXT, TOO_BIG, Fault, Frames
-from gateway import Limits
+from gateway import Limits, link_fault
 
 log = logging.getLogger("gateway.websocket")
 
@@ -352,7 +351,7 @@ class Link(asyncio.Protocol):
         if close is not None:
             said = f" {close.reason!r}" if close.reason else ""
             return f"the peer closed the connection with {int(close.code)}{said}"
-        return "the peer closed the connection" if exc is None else reason_of(exc)
+        return "the peer closed the connection" if exc is None else link_fault(exc)
 
     # Time
 

@@ -171,6 +171,12 @@ class Source(Settings):
                 ready()
                 await asyncio.get_running_loop().create_future()  # until cancelled; a lost channel does it too
 
+    async def try_out(self, link: Link, host: Host) -> None:
+        """Raises PeerError: the queue is not there, where it has to be."""
+        if not self.declare:
+            async with link.channel() as channel, link.asking(channel):
+                await self._declared(channel)
+
     async def _declared(self, channel: Channel) -> str:
         if self.declare:
             return await self.declare.make(channel.rpc, self.queue)
@@ -302,6 +308,12 @@ class Sink(Settings):
                 await self._declared(channel)
                 asked = await self._listening(channel, host) if self.reply else None
             yield partial(self._send, host, channel, asked)
+
+    async def try_out(self, link: Link, host: Host) -> None:
+        """Raises PeerError: the exchange is not there, where it has to be."""
+        if not self.declare:
+            async with link.channel() as channel, link.asking(channel):
+                await self._declared(channel)
 
     async def _declared(self, channel: Channel) -> None:
         if self.declare:

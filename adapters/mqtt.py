@@ -220,6 +220,15 @@ class Source(Settings):
         """What is subscribed to, with the group."""
         return f"$share/{self.shared_group}/{self.topic}" if self.shared_group else self.topic
 
+    async def try_out(self, link: Link, host: Host) -> None:
+        """Subscribes for a moment on a link whose session is not kept, and without the group, to take nothing away.
+
+        Raises:
+            PeerError: the broker refuses the topic filter.
+        """
+        async with link.subscription(self.topic, self.qos, lambda _: None):
+            pass
+
     async def run(self, host: Host, deliver: Deliver, ready: Callable[[], None]) -> None:
         """Subscribes, and hands over until cancelled."""
         replies = Replies(self.connection.publishing, host)
@@ -295,6 +304,10 @@ class Sink(Settings):
         async with host.share(self.connection.publishing) as link:
             self._check(link.broker, host)
             yield self._send(link, host.target)
+
+    async def try_out(self, link: Link, host: Host) -> None:
+        """Raises PeerError: the broker says that it can't do what is asked for here."""
+        self._check(link.broker, host)
 
     def _check(self, broker: Mapping[str, Any], host: Host) -> None:
         if self.qos > broker.get("max_qos", 2):

@@ -17,7 +17,6 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, mo
 
 from adapters._broker import EmbeddedBroker
 from adapters._broker_client import Published
-from adapters._sockets import reason
 from gateway import (
     JSON,
     Accepted,
@@ -37,6 +36,7 @@ from gateway import (
     Settings,
     TopicTemplate,
     duration,
+    link_fault,
     server_context,
 )
 
@@ -136,7 +136,7 @@ class Connection(Settings):
             )
         except OSError as error:
             raise ConfigError(
-                f"mqtt_broker: can't listen on {at}: {reason(error)}; is another program there?"
+                f"mqtt_broker: can't listen on {at}: {link_fault(error)}; is another program there?"
             ) from error
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import Field
 
 from adapters._bound import sockets_at
-from adapters._sockets import reason
 from gateway import (
     JSON,
     Address,
@@ -33,6 +32,7 @@ from gateway import (
     Size,
     Workers,
     duration,
+    link_fault,
     size,
 )
 
@@ -72,14 +72,14 @@ class Source(Settings):
             try:
                 (link,) = await stack.enter_async_context(sockets_at(self.listen, host, datagrams=True))
             except OSError as error:
-                raise PeerError(f"{who}: {reason(error)}") from error
+                raise PeerError(f"{who}: {link_fault(error)}") from error
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
             async with arrivals.workers:
                 local = _shown(link.getsockname())
                 loop.add_reader(link, arrivals.drain, link, local)
                 try:
                     ready()
-                    fault = PeerError(f"{who}: {reason(await arrivals.failed)}", reconnect=True)
+                    fault = PeerError(f"{who}: {link_fault(await arrivals.failed)}", reconnect=True)
                 finally:
                     loop.remove_reader(link)
         raise fault
@@ -181,7 +181,7 @@ def _send(link: socket.socket, body: bytes, largest: int, who: str) -> None:
         if error.errno == errno.EMSGSIZE:
             text = f"{who}: the body has {len(body)} bytes, more than the network on the way takes"
             raise MessageError(text, code="too_large") from error
-        raise PeerError(f"{who}: {reason(error)}", reconnect=True) from error
+        raise PeerError(f"{who}: {link_fault(error)}", reconnect=True) from error
 
 
 async def _opened(
@@ -204,7 +204,7 @@ async def _opened(
             link.close()
             raise
     except OSError as error:
-        raise PeerError(f"{who}: {reason(error)}") from error
+        raise PeerError(f"{who}: {link_fault(error)}") from error
     return link, socket.AddressFamily(family)
 
 

@@ -3,6 +3,7 @@
 from gateway.clock import SystemClock
 from gateway.errors import ConfigError, MessageError, PeerError
 from gateway.expressions import PLACE, Expression, PathTemplate, Template, TopicTemplate, UrlTemplate
+from gateway.faults import link_fault
 from gateway.limits import Limits
 from gateway.message import (
     JSON,
@@ -93,6 +94,7 @@ __all__ = [
     "client_context",
     "derived_id",
     "duration",
+    "link_fault",
     "loading",
     "new_id",
     "rate",

@@ -15,12 +15,13 @@ from gateway.checks import steps_of
 from gateway.clock import SystemClock
 from gateway.config import Config
 from gateway.errors import ConfigError, MessageError, PeerError
+from gateway.faults import link_fault
 from gateway.formats import formats_with
 from gateway.limits import Limits
 from gateway.message import Formats, Outcome, Principal
 from gateway.path import word_of
 from gateway.patterns import Call, Tap
-from gateway.ports import Clock, Credentials, Shared
+from gateway.ports import Clock, Credentials, Shared, Sink
 from gateway.settings import Address, ClientTls
 from gateway.tls import client_context
 from gateway.whereabouts import address_of, label, where
@@ -39,16 +40,18 @@ class Trial:
 
 
 async def trials(config: Config, *, timeout_s: float = 5.0) -> list[Trial]:
-    """Opens every link once, all at the same time, each for at most `timeout_s`."""
-    found: dict[str, tuple[Any, list[str]]] = {}
+    """Opens every link once, all at the same time, each for at most `timeout_s`.
+
+    Components that have `try_out(link, host)` then look whether the peer lets them: a topic, a queue, an exchange.
+    """
+    found: dict[Any, list[tuple[str, Any]]] = {}
     for route, component in _components(config):
-        peer = _peer(component)
-        if peer is not None:
-            found.setdefault(peer, (component, []))[1].append(route)
-    problems = await asyncio.gather(*(_problem(component, timeout_s) for component, _ in found.values()))
+        if _peer(component) is not None:
+            found.setdefault(_link(component), []).append((route, component))
+    problems = await asyncio.gather(*(_problem([one for _, one in users], timeout_s) for users in found.values()))
     return [
-        Trial(peer, tuple(dict.fromkeys(routes)), problem)
-        for (peer, (_, routes)), problem in zip(found.items(), problems, strict=True)
+        Trial(_peer(users[0][1]) or "", tuple(dict.fromkeys(route for route, _ in users)), problem)
+        for users, problem in zip(found.values(), problems, strict=True)
     ]
 
 
@@ -74,22 +77,45 @@ def _peer(component: Any) -> str | None:
     return None
 
 
-async def _problem(component: Any, timeout_s: float) -> str | None:
+def _link(component: Any) -> Any:
+    """What is opened: equal for components that share it."""
+    return getattr(component, "connection", None) or _peer(component)
+
+
+async def _problem(components: list[Any], timeout_s: float) -> str | None:
+    """What is wrong with the link that these share; None: nothing."""
     try:
         async with asyncio.timeout(timeout_s):
-            connection = getattr(component, "connection", None)
-            if connection is not None:
-                with tempfile.TemporaryDirectory() as folder:
-                    async with connection.open(_Host(Path(folder))):
-                        return None
-            await _dial(component)
+            with tempfile.TemporaryDirectory() as folder:
+                problems = await _tried(components, _Host(Path(folder)))
     except TimeoutError:
         return f"no answer within {timeout_s:g} s"
     except (PeerError, MessageError, ConfigError) as error:
-        return str(error)
+        problems = [str(error)]
     except OSError as error:
-        return error.strerror or str(error) or type(error).__name__
-    return None
+        problems = [link_fault(error)]
+    who = f"{_peer(components[0])}: "
+    return "; ".join(dict.fromkeys(problem.removeprefix(who) for problem in problems)) or None
+
+
+async def _tried(components: list[Any], host: _Host) -> list[str]:
+    problems: list[str] = []
+    component = components[0]
+    connection = getattr(component, "connection", None)
+    if connection is not None:
+        async with connection.open(host) as link:
+            for each in components:
+                if hasattr(each, "try_out"):
+                    try:
+                        await each.try_out(link, host)
+                    except (PeerError, MessageError) as error:
+                        problems.append(str(error))
+    elif isinstance(component, Sink) and word_of(component) != "http":  # http connects when there is something to send
+        async with component.open(host):
+            pass
+    else:
+        await _dial(component)
+    return problems
 
 
 async def _dial(component: Any) -> None:

@@ -46,7 +46,12 @@ def run(
 def check(
     path: PathArgument = ROUTES,
     *,
-    connect: Annotated[bool, typer.Option("--connect", help="Also open the link to every peer once.")] = False,
+    connect: Annotated[
+        bool,
+        typer.Option(
+            "--connect", help="Also open the link to every peer once, and ask brokers for topics, queues, exchanges."
+        ),
+    ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, max=300, help="Seconds for each link, with --connect.")] = 5.0,
     as_json: JsonOption = False,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from adapters._mqtt_packets import Packets, Version
 from adapters.mqtt import Connection, Sink, Source
 from gateway import Accepted, Limits, Message, MessageError, Outcome, PeerError, TopicTemplate
+from gateway.config import load
 from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
+from gateway.trial import trials
 
 CONNECTED = b"\x20\x03\x00\x00\x00"
 CONNECT, PUBLISH, SUBSCRIBE, UNSUBSCRIBE, PING = 0x10, 0x30, 0x80, 0xA0, 0xC0
@@ -344,6 +347,40 @@ async def test_a_refused_subscription_is_a_sentence(host: FakeHost, suback: byte
         with pytest.raises(PeerError, match=complaint) as refused:
             await Source(connection=connection, topic="t").run(host, Inbox(host), lambda: None)
         assert not refused.value.reconnect
+
+
+async def test_check_connect_names_each_topic_filter_that_the_broker_refuses(tmp_path: Path) -> None:
+    logins: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        logins.append(await peer.expect(CONNECT))
+        peer.say(CONNECTED)
+        while True:
+            first, body = await peer.packet()
+            if first & 0xF0 == SUBSCRIBE:
+                assert b"$share/" not in body
+                peer.say(b"\x90\x04" + body[:2] + (b"\x00\x01" if b"open/" in body else b"\x00\x87"))
+
+    async with broker(script) as peer:
+        (tmp_path / "routes.yaml").write_text(
+            f"""
+version: 1
+connections:
+  plant: {{mqtt: {{url: "{peer.url}", client_id: gw}}}}
+routes:
+  a: {{from: {{mqtt: {{connection: plant, topic: open/1}}}}, to: drop}}
+  b: {{from: {{mqtt: {{connection: plant, topic: closed/2}}}}, to: drop}}
+  c: {{from: {{mqtt: {{connection: plant, topic: closed/3, shared_group: g}}}}, to: drop}}
+  d: {{from: {{mqtt: {{connection: plant, topic: open/4}}}}, to: {{mqtt: {{connection: plant, topic: t}}}}}}
+"""
+        )
+        (trial,) = await trials(load(tmp_path / "routes.yaml"))
+    assert trial.routes == ("a", "b", "c", "d")
+    problems = (trial.problem or "").split("; mqtt ")
+    assert ["'closed/2'" in problems[0], "'closed/3'" in problems[1], len(problems)] == [True, True, 2]
+    assert all("not authorised; check what the broker allows this user" in problem for problem in problems)
+    assert len(logins) == 1
+    assert b"gw-check" in logins[0]
 
 
 async def test_a_session_that_is_kept_is_asked_for_and_its_messages_wait_for_the_subscription(host: FakeHost) -> None:

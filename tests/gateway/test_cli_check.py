@@ -161,6 +161,12 @@ routes:
     to:
       - http: {{url: "http://127.0.0.1:{port}/orders/{{{{ body.id }}}}"}}
       - tcp: {{connect: "127.0.0.1:1", reply: {{accepted: "OK*"}}}}
+      - mllp: {{connect: "no-such-host.invalid:2575"}}
+      - websocket: {{url: "ws://127.0.0.1:{port}/live", confirm: true}}
+      - http: {{url: "http://127.0.0.1:1/"}}
+        name: other
+      - http: {{url: "https://127.0.0.1:{port}/"}}
+        name: secure
       - drop
 """
         )
@@ -170,9 +176,18 @@ routes:
     assert code == 1
     assert lines[0] == "good: 1 route"
     assert f"ok    http http://127.0.0.1:{port} (of orders)" in lines
-    assert any(line.startswith("failed tcp 127.0.0.1:1 (of orders): ") for line in lines)
-    assert any(line.startswith("failed mqtt mqtt://127.0.0.1:1 (of orders): ") for line in lines)
-    assert [peer["problem"] is None for peer in as_json["peers"]] == [False, True, False]
+    assert "failed tcp 127.0.0.1:1 (of orders): connection refused" in lines
+    assert "failed http http://127.0.0.1:1 (of orders): connection refused" in lines
+    assert "failed mqtt mqtt://127.0.0.1:1 (of orders): mqtt 127.0.0.1:1: connection refused" in lines
+    unknown = "failed mllp no-such-host.invalid:2575 (of orders): the host name is not known ("
+    assert any(line.startswith(unknown) for line in lines)
+    closed = f"ws://127.0.0.1:{port}/live: it closed the connection during the handshake"
+    assert f"failed websocket ws://127.0.0.1:{port} (of orders): websocket {closed}" in lines
+    assert any(line.startswith(f"failed http https://127.0.0.1:{port} (of orders): ") for line in lines)
+    assert [peer["problem"] is None for peer in as_json["peers"]].count(True) == 1
+    assert len(as_json["peers"]) == 7
+    assert "[Errno" not in out
+    assert "_ssl.c" not in out
 
 
 def test_connect_without_peers_says_so(tmp_path: Path, run: Run) -> None:
