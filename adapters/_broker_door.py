@@ -27,7 +27,7 @@ SUBSCRIBE, UNSUBSCRIBE, PINGREQ, DISCONNECT = 0x82, 0xA2, 0xC0, 0xE0
 _OTHER_BYTES = 128 * 1024
 """What a packet may hold beside the body of a message: its topic, or the fields of CONNECT or SUBSCRIBE."""
 _GOODBYE_S = 1.0
-_FAILURES, _WITHIN_S, _BLOCKED_S, _REMEMBERED = 10, 60.0, 300.0, 10_000
+_FAILURES, _WITHIN_S, _SHUT_S, _MOST_SHUT_S, _REMEMBERED = 10, 60.0, 300.0, 3600.0, 10_000
 
 
 class Connect(Struct, frozen=True):
@@ -304,30 +304,48 @@ class Writer(WriterAdapter):  # type: ignore[misc]
             self._stream.transport.abort()
 
 
+class _Failed:
+    """The wrong passwords of one name from one address."""
+
+    __slots__ = ("locks", "shut_until_s", "times_s")
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+        self.shut_until_s = 0.0
+        self.locks = 0
+
+
 class Users:
-    """Names and passwords. Ten failures a minute of one name from one address shut the two out for five minutes."""
+    """Names and passwords. Ten failures a minute of one name from one address shut the two out for five minutes, then
+    ten, up to an hour; a right password begins anew."""
 
     def __init__(self, passwords: Mapping[str, str], clock: Clock) -> None:
         self._salt = secrets.token_bytes(16)
         self._hashes = {name: self._hash(password) for name, password in passwords.items()}
         self._nobody = self._hash(secrets.token_hex())
         self._clock = clock
-        self._failures: dict[tuple[str, str], list[float]] = {}
+        self._failures: dict[tuple[str, str], _Failed] = {}
 
     def knows(self, name: str | None, password: str | None, address: str) -> bool:
         """Whether this is the password of this user."""
         who = (name or "", address)
         now_s = self._clock.monotonic()
-        failures = self._failures.get(who, [])
-        if len(failures) >= _FAILURES and now_s - failures[-1] < _BLOCKED_S:
+        failed = self._failures.get(who)
+        if failed is not None and now_s < failed.shut_until_s:
             return False
         expected = self._hashes.get(name or "", self._nobody)
         if hmac.compare_digest(expected, self._hash(password or "")) and name in self._hashes:
             self._failures.pop(who, None)
             return True
-        if len(self._failures) >= _REMEMBERED:
-            del self._failures[next(iter(self._failures))]
-        self._failures[who] = [at_s for at_s in failures if now_s - at_s < _WITHIN_S] + [now_s]
+        if failed is None:
+            if len(self._failures) >= _REMEMBERED:
+                del self._failures[next(iter(self._failures))]
+            failed = self._failures[who] = _Failed()
+        failed.times_s = [at_s for at_s in failed.times_s if now_s - at_s < _WITHIN_S] + [now_s]
+        if len(failed.times_s) >= _FAILURES:
+            failed.shut_until_s = now_s + min(_SHUT_S * 2.0**failed.locks, _MOST_SHUT_S)
+            failed.locks = min(failed.locks + 1, 10)
+            failed.times_s = []
         return False
 
     def _hash(self, password: str) -> bytes:

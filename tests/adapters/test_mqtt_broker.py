@@ -32,7 +32,7 @@ from gateway import (
     TopicTemplate,
 )
 from gateway.settings import Address, ClientTls, ServerTls
-from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
+from gateway.testing import FakeHost, Inbox, ManualClock, arriving, opened, running, until
 from tests.certificates import Authority
 
 CONNACK, PUBLISH, PUBACK, PUBREC, PUBCOMP, SUBACK, PINGRESP = 0x20, 0x30, 0x40, 0x50, 0x70, 0x90, 0xD0
@@ -349,6 +349,33 @@ async def test_ten_wrong_passwords_shut_a_user_out_and_leave_no_session(host: Fa
         async with client(found.address) as one:
             assert await one.login("c", "bob", "b-secret") == b"\x00\x00"
             assert list(found.broker.sessions) == ["c"]
+
+
+async def test_nine_wrong_passwords_shut_nobody_out(host: FakeHost) -> None:
+    async with broker(host, auth=AUTH) as found:
+        for password, answer in [*[("wrong", b"\x00\x05")] * 9, ("a-secret", b"\x00\x00")] * 2:
+            async with client(found.address) as one:
+                assert await one.login("c", "ann", password) == answer
+
+
+async def test_each_time_a_user_is_shut_out_it_is_for_twice_as_long_and_an_hour_at_most() -> None:
+    clock = ManualClock()
+    host = FakeHost(clock=clock)
+    async with broker(host, auth=AUTH) as found:
+
+        async def code(password: str) -> bytes:
+            async with client(found.address) as one:
+                return (await one.login("c", "ann", password))[1:]
+
+        for minutes in (5, 10, 20, 40, 60, 60):
+            assert [await code("wrong") for _ in range(10)] == [b"\x05"] * 10
+            await clock.advance(60 * minutes - 0.1)
+            assert await code("a-secret") == b"\x05"
+            await clock.advance(0.2)
+        assert await code("a-secret") == b"\x00"
+        assert [await code("wrong") for _ in range(10)] == [b"\x05"] * 10
+        await clock.advance(301)
+        assert await code("a-secret") == b"\x00"
 
 
 @pytest.mark.parametrize(
