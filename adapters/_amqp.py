@@ -23,6 +23,8 @@ from gateway import PeerError
 # Adapters raise and layers log: the library would log each lost link again, with a traceback.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
+LARGEST_BODY_BYTES = 64 * 1024**2
+"""What a route may take at most."""
 _CLOSE_WITHIN_S = 2.0
 
 
@@ -45,8 +47,10 @@ class Link:
         return self._wire.where
 
     @asynccontextmanager
-    async def channel(self, *, confirm_within_s: float = 30.0) -> AsyncIterator[Channel]:
-        """A channel with publisher confirms, for as long as the context lasts.
+    async def channel(
+        self, *, confirm_within_s: float = 30.0, max_body_bytes: int = LARGEST_BODY_BYTES
+    ) -> AsyncIterator[Channel]:
+        """A channel with publisher confirms, for as long as the context lasts. Larger bodies than that are cut.
 
         Raises:
             PeerError: out of the context: the broker closed the channel, or the link was lost.
@@ -56,7 +60,7 @@ class Link:
                 inner = await self._connection.channel(publisher_confirms=False)
             except (aiormq.AMQPError, RuntimeError, OSError) as error:
                 raise PeerError(self._reason(error), reconnect=True) from error
-        channel = Channel(self._wire, inner, confirm_within_s)
+        channel = Channel(self._wire, inner, confirm_within_s, max_body_bytes)
         self._wire.channels[channel.number] = channel
         if self._wire.lost.done():
             channel.lose(self._wire.lost.result())

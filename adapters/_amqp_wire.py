@@ -163,19 +163,23 @@ class Wire(asyncio.StreamReaderProtocol):
 
 
 class Channel:
-    """One channel: publishes with confirms, and hands what its one consumer gets to `taken`, at once."""
+    """One channel: publishes with confirms, and hands what its one consumer gets to `taken`, at once.
 
-    def __init__(self, wire: Wire, inner: AbstractChannel, timeout_s: float) -> None:
+    Of a body over `max_body_bytes` that many and one are kept: enough to know that it is too large, and no more.
+    """
+
+    def __init__(self, wire: Wire, inner: AbstractChannel, timeout_s: float, max_body_bytes: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._wire = wire
         self._timeout_s = timeout_s
+        self._max_body_bytes = max_body_bytes
         self.rpc = inner
         self.number = inner.number
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self.taken: Callable[[Delivery], None] = lambda delivery: None
         self._content: Delivery | Returned | None = None
         self._pieces: list[bytes] = []
-        self._missing = 0
+        self._missing = self._room = 0
         self._tag = 0
         self._confirmed = 0
         self._unconfirmed: dict[int, tuple[asyncio.Future[None], str, float]] = {}
@@ -204,10 +208,13 @@ class Channel:
             return False
         if kind == frames.HEADER:
             self._missing = frames.body_size.unpack_from(buffer, at)[2]
+            self._room = self._max_body_bytes + 1
             self._content.properties = _properties(buffer, at + 12, end)
         elif kind == frames.BODY:
             self._missing -= end - at
-            self._pieces.append(buffer[at:end])
+            if self._room > 0:
+                self._pieces.append(buffer[at : min(end, at + self._room)])
+                self._room -= end - at
         else:
             return False
         if self._missing <= 0:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from adapters._mqtt_packets import PUBACK, PUBCOMP, PUBREC, Publish, Writer
 
 _CACHED_TOPICS = 10_000
+MOST_BYTES = 128 * 1024**2
+"""Bodies that one link holds, received and not settled: then nothing more is read; of QoS 0, then they are dropped."""
 
 
 class _Received:
@@ -41,6 +43,7 @@ class Arrival:
         """
         if self._received is None:
             self._subscription.unconfirmed -= 1
+            self._arrivals.unconfirmed_bytes -= len(self.publish.body)
         elif self._subscription in self._received.takers:
             self._received.takers.remove(self._subscription)
             self._arrivals.acknowledge()
@@ -101,11 +104,14 @@ class Arrivals:
         self._awaiting_release: set[int] = set()
         self.waits_for_takers = True
         self.closed = False
+        self.unconfirmed_bytes = 0
+        """Bodies with QoS 0 that were handed over and are not settled."""
+        self._held_bytes = 0
 
     @property
     def full(self) -> bool:
-        """Whether more is unacknowledged than was agreed: then nothing more should be read (MQTT 3.1.1)."""
-        return len(self._unacknowledged) > self._window
+        """Whether more is unacknowledged than was agreed, or than is good: then nothing more should be read."""
+        return len(self._unacknowledged) > self._window or self._held_bytes > MOST_BYTES
 
     @property
     def topic_filters(self) -> set[str]:
@@ -145,6 +151,7 @@ class Arrivals:
         received = _Received(publish)
         self._ids.add(publish.packet_id)
         self._unacknowledged.append(received)
+        self._held_bytes += len(publish.body)
         if takers:
             received.takers += takers
             for subscription in takers:
@@ -168,6 +175,7 @@ class Arrivals:
         waiting = self._unacknowledged
         while waiting and not waiting[0].takers and not self.closed:
             publish = waiting.popleft().publish
+            self._held_bytes -= len(publish.body)
             self._ids.discard(publish.packet_id)
             if publish.qos == 2:
                 self._awaiting_release.add(publish.packet_id)
@@ -184,10 +192,11 @@ class Arrivals:
 
     def _take_unconfirmed(self, publish: Publish, takers: tuple[Subscription, ...]) -> None:
         for subscription in takers:
-            if subscription.unconfirmed >= self._window:
+            if subscription.unconfirmed >= self._window or self.unconfirmed_bytes > MOST_BYTES:
                 self._dropped("full", publish.topic)
             else:
                 subscription.unconfirmed += 1
+                self.unconfirmed_bytes += len(publish.body)
                 subscription.take(Arrival(self, subscription, publish, None))
 
     def _takers_of(self, publish: Publish) -> tuple[Subscription, ...]:

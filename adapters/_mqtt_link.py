@@ -63,6 +63,7 @@ class Login(Struct, frozen=True):
     properties: Mapping[str, Any]
     window: int
     handshake_s: float
+    frame_s: float
 
     @property
     def peer(self) -> str:
@@ -91,6 +92,7 @@ class Link(asyncio.Protocol):
         self._outbox = Outbox(self._peer, self.lose)
         self._keep_alive_s = float(login.keep_alive_s)
         self._heard_s = self._sent_s = self._loop.time()
+        self._unfinished: tuple[int, float] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._error: PeerError | None = None
         self._lost_scope: asyncio.Timeout | None = None
@@ -228,6 +230,10 @@ class Link(asyncio.Protocol):
 
     def _beat(self) -> None:
         now_s = self._loop.time()
+        if self._is_stuck(now_s):
+            text = f"{self._peer}: the broker takes more than {self._login.frame_s:g} s for one packet"
+            self.lose(PeerError(text, reconnect=True))
+            return
         # While we do not read, for lack of room, silence says nothing of the broker.
         if now_s - self._heard_s > 1.5 * self._keep_alive_s and not self._reading_paused:
             silent = f"the broker said nothing for {now_s - self._heard_s:.1f} s, not even to a ping"
@@ -236,6 +242,15 @@ class Link(asyncio.Protocol):
         if now_s - min(self._sent_s, self._heard_s) >= self._keep_alive_s / 2:
             self.write(PINGREQ)
         self._after("keep-alive", self._keep_alive_s / 2, self._beat)
+
+    def _is_stuck(self, now_s: float) -> bool:
+        """Whether one packet has been coming for too long, however steadily: each byte of it is a sign of life."""
+        packets = self._packets
+        if not packets.pending or self._reading_paused:
+            self._unfinished = None
+        elif self._unfinished is None or self._unfinished[0] != packets.count:
+            self._unfinished = packets.count, now_s
+        return self._unfinished is not None and now_s - self._unfinished[1] > self._login.frame_s
 
     # Out
 

@@ -89,6 +89,8 @@ class Packets:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._needed = 2
+        self.count = 0
+        """Packets that were complete."""
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """The packets that these bytes complete: first byte, and what follows the length.
@@ -107,9 +109,15 @@ class Packets:
             packets.append((buffer[at], bytes(buffer[body : body + size])))
             at = body + size
             self._needed = 2
+            self.count += 1
         if at:
             del buffer[:at]
         return packets
+
+    @property
+    def pending(self) -> bool:
+        """Whether a packet has begun that is not complete."""
+        return bool(self._buffer)
 
     def _size(self, at: int, end: int) -> tuple[int, int]:
         """What the packet at this place holds after its length, and where that begins; -1 while the length is cut."""

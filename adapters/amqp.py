@@ -121,7 +121,8 @@ class Source(Settings):
 
     `transport` has exchange, routing_key, redelivered and queue; reply_to, user_id, app_id and timestamp where the
     sender set them; x_death_count, x_death_reason and x_death_queue of a message that was dead-lettered before. With
-    `ack: reply` the reply goes to the sender's reply_to before its message is acknowledged.
+    `ack: reply` the reply goes to the sender's reply_to before its message is acknowledged. Of a body over the limit
+    the dead letter has the beginning.
     """
 
     connection: Connection = Field(description="the broker")
@@ -156,7 +157,7 @@ class Source(Settings):
         """
         async with (
             host.share(self.connection.consuming) as link,
-            link.channel() as channel,
+            link.channel(max_body_bytes=host.limits.message) as channel,
             asyncio.TaskGroup() as tasks,
         ):
             async with link.asking(channel):
@@ -302,7 +303,7 @@ class Sink(Settings):
         """
         async with (
             host.share(self.connection.publishing) as link,
-            link.channel(confirm_within_s=self.timeout) as channel,
+            link.channel(confirm_within_s=self.timeout, max_body_bytes=host.limits.message) as channel,
         ):
             async with link.asking(channel):
                 await self._declared(channel)

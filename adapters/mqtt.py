@@ -140,6 +140,7 @@ class Connection(Settings):
             properties=properties,
             window=self.receive_maximum,
             handshake_s=host.limits.handshake,
+            frame_s=host.limits.frame,
         )
         async with Link(login, host.dropped).open() as opened:
             yield opened

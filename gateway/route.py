@@ -268,7 +268,7 @@ class Route:
             if not message.type:
                 message.type = type_
             if message.raw is not None and len(message.raw) > inside.largest:
-                raise _too_large(message.raw, inside.largest)
+                raise _too_large(inside.largest)
             outcome = await self._handled(message)
         except MessageError as error:
             outcome = await self._refused(
@@ -436,8 +436,9 @@ def _not_accepted(ended: tuple[str, Step] | None) -> MessageError:
     return error
 
 
-def _too_large(body: bytes, limit: int) -> MessageError:
-    return MessageError(f"body: {len(body)} bytes, at most {limit} are taken", code="too_large")
+def _too_large(limit: int) -> MessageError:
+    # How many more is not known here: some adapters read no further.
+    return MessageError(f"body: more than {limit} bytes; send less, or raise limits.message", code="too_large")
 
 
 def _text(value: object) -> str:

@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader
 from adapters import _amqp_frames as frames
 from adapters import amqp
 from adapters._amqp import ends_with
-from gateway import Accepted, Deferred, MessageError, Outcome, PeerError, Refused, Template
+from gateway import Accepted, Deferred, Limits, MessageError, Outcome, PeerError, Refused, Template
 from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, settle, until
 from tests.adapters.amqp_fake import ALL, FakeBroker
 
@@ -56,6 +56,22 @@ async def test_a_body_is_put_together_from_its_frames(broker: FakeBroker, pieces
         broker.deliver(b"")
         first, second = await inbox.wait(2)
     assert (first.body, second.body) == (b"0123456789" * 50, b"")
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1000, 1000), (1001, 1001), (500_000, 1001)])
+@pytest.mark.parametrize("pieces", [1, 7, 100])
+async def test_of_a_body_over_the_limit_only_the_beginning_is_kept(
+    broker: FakeBroker, size: int, kept: int, pieces: int
+) -> None:
+    host = FakeHost(limits=Limits.model_validate({"message": "1000B"}))
+    inbox = Inbox(host)
+    body = bytes(at % 251 for at in range(size))
+    async with running(await consuming(broker), inbox, host):
+        await broker.consumed.wait()
+        broker.deliver(body, pieces=max(pieces, -(-size // 131_000)))
+        broker.deliver(b"next")
+        first, second = await inbox.wait(2)
+    assert (first.body, second.body) == (body[:kept], b"next")
 
 
 async def test_frames_cut_at_every_byte_are_the_same_frames(broker: FakeBroker) -> None:

@@ -138,7 +138,7 @@ class Wire:
         self.subscription = Subscription("plant/#", self.taken.append)
 
     def publish(self, packet_id: int, *, qos: int = 1, topic: str = "plant/1", **properties: Any) -> None:
-        self.arrivals.take(Publish(topic, b"", qos, False, False, packet_id, properties))
+        self.arrivals.take(Publish(topic, b"x", qos, False, False, packet_id, properties))
 
     @property
     def acks(self) -> list[tuple[int, int]]:
@@ -231,6 +231,18 @@ def test_qos_0_beyond_the_window_is_dropped_and_counted() -> None:
     wire.publish(0, qos=0)
     assert len(wire.taken) == 3
     assert wire.acks == []
+
+
+def test_qos_0_beyond_what_may_be_held_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters._mqtt_arrivals.MOST_BYTES", 1)
+    wire = Wire(window=20)
+    wire.arrivals.join(wire.subscription)
+    for _ in range(3):
+        wire.publish(0, qos=0)
+    assert (len(wire.taken), wire.dropped) == (2, [("full", "plant/1")])
+    wire.taken[0].settle()
+    wire.publish(0, qos=0)
+    assert len(wire.taken) == 3
 
 
 def test_an_acknowledgement_is_four_bytes_and_a_release_carries_its_flag() -> None:

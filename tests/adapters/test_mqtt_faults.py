@@ -437,6 +437,63 @@ async def test_mqtt_311_stops_reading_when_too_much_is_unacknowledged(host: Fake
         await inbox.wait(200)
 
 
+async def test_a_broker_that_drips_one_packet_for_ever_is_a_lost_link() -> None:
+    """Each byte is a sign of life, so that the keep-alive time alone would never end it."""
+    host = FakeHost(limits=Limits(handshake="1s", frame="1s"))
+
+    async def script(peer: Peer) -> None:
+        await peer.expect(CONNECT)
+        peer.say(CONNECTED)
+        subscribe = await peer.expect(SUBSCRIBE)
+        peer.say(b"\x90\x04" + subscribe[:2] + b"\x00\x01" + b"\x32\xff\x7f\x00\x01t")
+        while True:
+            peer.say(b"x")
+            await asyncio.sleep(0.05)
+
+    async with broker(script, keep_alive="1s") as connection:
+        inbox = Inbox(host)
+        with pytest.raises(PeerError, match="takes more than 1 s for one packet") as lost:
+            await asyncio.wait_for(Source(connection=connection, topic="t").run(host, inbox, lambda: None), 10)
+    assert lost.value.reconnect
+    assert inbox.messages == []
+
+
+@pytest.mark.parametrize("version", [5, "3.1.1"])
+async def test_a_link_that_holds_as_much_as_it_may_is_not_read(
+    host: FakeHost, version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters._mqtt_arrivals.MOST_BYTES", 1_000_000)
+    held: list[asyncio.Future[Outcome]] = []
+
+    async def later(message: Message) -> Outcome:
+        held.append(asyncio.get_running_loop().create_future())
+        return await held[-1]
+
+    async def script(peer: Peer) -> None:
+        await peer.expect(CONNECT)
+        peer.say(CONNECTED if version == 5 else b"\x20\x02\x00\x00")
+        subscribe = await peer.expect(SUBSCRIBE)
+        peer.say(b"\x90\x04" + subscribe[:2] + b"\x00\x01" if version == 5 else b"\x90\x03" + subscribe[:2] + b"\x01")
+        none = b"\x00" if version == 5 else b"x"
+        for number in range(1, 101):
+            peer.say(b"\x32\x85\x80\x08\x00\x01t" + number.to_bytes(2, "big") + none + b"x" * 131_071)
+        await forever(peer)
+
+    inbox = Inbox(host, later)
+    async with (
+        broker(script, version=version, receive_maximum=100) as connection,
+        running(Source(connection=connection, topic="t"), inbox, host),
+    ):
+        await inbox.wait(8)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(inbox.messages) < 12
+        for number in range(100):
+            await until(lambda number=number: len(held) > number)  # type: ignore[misc]
+            held[number].set_result(Accepted("m"))
+        await inbox.wait(100)
+
+
 async def test_a_subscription_without_a_route_is_given_up_after_a_while(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,7 +186,7 @@ async def test_a_body_over_the_limit_is_refused_whoever_brings_it(bench: Bench) 
         assert shown(await post(route, raw=b"1234")) == (
             "refused",
             "too_large",
-            "body: 4 bytes, at most 3 are taken",
+            "body: more than 3 bytes; send less, or raise limits.message",
         )
 
 
