@@ -37,7 +37,7 @@ async def pool(
     """
     parts = urlsplit(origin)
     address = Address(parts.hostname or "", parts.port or _PORTS[parts.scheme.lower()])
-    context = _context(tls or ClientTls()) if parts.scheme.lower() == "https" else None
+    context = client_context(tls) if parts.scheme.lower() == "https" else None
     made = Pool(
         address,
         context,
@@ -51,15 +51,6 @@ async def pool(
         yield made
     finally:
         made.close()
-
-
-def _context(tls: ClientTls) -> ssl.SSLContext:
-    """That of `client_context`, which trusts the authorities of `ca` beside the system's own."""
-    client_context(tls)  # says in sentences what is wrong with a file
-    context = client_context(tls.model_copy(update={"ca": None}))
-    if tls.ca is not None:
-        context.load_verify_locations(str(tls.ca))
-    return context
 
 
 def host_header(origin: str) -> bytes:

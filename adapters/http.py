@@ -288,7 +288,7 @@ class Sink(Settings):
     headers: dict[HeaderName, Template] = Field({}, description="further headers, by name")
     timeout: Duration = Field(duration("30s"), gt=0, le=3600, description="time for the whole answer to arrive")
     connect_timeout: Duration = Field(duration("5s"), gt=0, le=300, description="time for a connection to be made")
-    tls: ClientTls | None = Field(None, description="TLS of https:// URLs; `ca` is trusted beside the system's own")
+    tls: ClientTls | None = Field(None, description="TLS of https:// URLs")
     username: str | None = Field(None, description="user for HTTP basic authentication")
     password: Secret | None = Field(None, description="password of that user")
     token: Secret | None = Field(None, description="bearer token, instead of user and password")

@@ -163,6 +163,15 @@ async def test_all_authorities_of_a_file_are_trusted(tmp_path: Path) -> None:
             assert await sent(one, tls={"ca": both}) == 202
 
 
+async def test_only_the_authorities_that_are_named_are_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, named = Authority(tmp_path, "of the system"), Authority(tmp_path, "named")
+    monkeypatch.setenv("SSL_CERT_FILE", str(system.ca))
+    async with desk(tls=server(system.issue("server"))) as one:
+        assert await sent(one) == 202
+        with pytest.raises(PeerError, match="unknown authority"):
+            await sent(one, tls={"ca": named.ca})
+
+
 async def test_a_key_of_another_certificate_is_a_mistake_of_the_operator(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     one, other = authority.issue("one"), authority.issue("other")
