@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gateway.errors import ConfigError
 from gateway.language import Route, Target
 from gateway.path import Pattern, word_of
 from gateway.patterns import Call, Choose, Split, Tap, Try, When
-from gateway.settings import Address, ListenAt
+from gateway.settings import Address, ClientTls, ListenAt, ServerTls
+from gateway.tls import client_context, server_context
 
 Loc = tuple[str | int, ...]
 Finding = tuple[Loc, str]
@@ -86,6 +88,28 @@ def _acknowledgement(route: Route, at: Loc) -> Iterator[Finding]:
         for place, step in steps_of(route, at):
             if isinstance(step, Split) and step.join is None:
                 yield place, "ack: reply needs a split with join: list; otherwise nobody knows whose reply counts"
+
+
+def components_of(route: Route, at: Loc) -> Iterator[tuple[Loc, Any]]:
+    """Every source and sink of a route with the place of its settings."""
+    yield from _sources(route, at)
+    for place, target in _targets(route, at):
+        yield (*place, word_of(target.sink)), target.sink
+    for place, step in steps_of(route, at):
+        if isinstance(step, Call | Tap):
+            yield (*place, step.word, word_of(step.sink)), step.sink
+
+
+def tls_fault(tls: ClientTls | ServerTls | None) -> str | None:
+    """What is wrong with the files of these settings: no PEM, or a key of another certificate; None: nothing."""
+    try:
+        if isinstance(tls, ServerTls):
+            server_context(tls)
+        elif tls is not None and (tls.ca or tls.certificate):
+            client_context(tls)
+    except ConfigError as error:
+        return str(error).removeprefix("tls: ")
+    return None
 
 
 def _claims(routes: Mapping[str, Route]) -> Iterator[Finding]:

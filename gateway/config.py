@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.checks import cross_checks, notes
+from gateway.checks import components_of, cross_checks, notes, tls_fault
 from gateway.documents import Complaint, Complaints, Document, complaints_of, did_you_mean, parse, read, subject_of
 from gateway.language import File, Gateway, Route, checked_name
+from gateway.path import word_of
 from gateway.registry import BROKEN_CONNECTION, read_component
 from gateway.settings import Address, AddressField, Loading, ServerTls, Settings
 
@@ -84,6 +85,7 @@ class _Reading:
         routes = self._read_routes(data.get("routes"), gateway)
         for place, text in cross_checks({name: route.settings for name, route in routes.items()}):
             self._complain(place, text)
+        self._check_certificates(routes)
         if not self._complaints:
             self._check_unused()
         if self._complaints or gateway is None:
@@ -124,9 +126,11 @@ class _Reading:
             try:
                 address = _ADDRESS.validate_python(text)
                 settings = _Listener.model_validate(value[text], context=self._loading(place))
-                self._listeners[address] = settings.tls
             except ValidationError as error:
                 self._complaints += complaints_of(error, self._document, place, _Listener)
+                continue
+            self._listeners[address] = settings.tls
+            self._check_tls(place, settings)
 
     def _read_connections(self, value: Any) -> None:
         for name in self._mapping(value, ("connections",)):
@@ -164,6 +168,22 @@ class _Reading:
                     if complaint.text != BROKEN_CONNECTION
                 ]
         return routes
+
+    def _check_certificates(self, routes: dict[str, Configured]) -> None:
+        shared = [connection for connection in self._connections.values() if connection is not None]
+        for name, connection in self._connections.items():
+            if connection is not None:
+                self._check_tls(("connections", name, word_of(connection)), connection)
+        for name, route in routes.items():
+            for place, component in components_of(route.settings, ("routes", name)):
+                connection = getattr(component, "connection", None)
+                self._check_tls(place, component if connection in [None, *shared] else connection)
+
+    def _check_tls(self, place: Loc, settings: Any) -> None:
+        """Complains of certificates and keys that can't be used: at load, not when the first link is opened."""
+        fault = tls_fault(getattr(settings, "tls", None))
+        if fault is not None:
+            self._complain((*place, "tls"), fault)
 
     def _check_unused(self) -> None:
         for name in self._connections:

@@ -29,6 +29,7 @@ from pathlib import Path
 import yaml
 
 from gateway.config import load
+from tests.certificates import Authority
 from tests.playground import ROOT, Playground
 
 _FENCE = re.compile(r"^```(\S*)(?: +([^\n]*?))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -226,8 +227,7 @@ def check_yaml(block: Block, folder: Path) -> None:
     """
     shutil.copytree(ROOT / "examples/schemas", folder / "schemas")
     (folder / "tls").mkdir()
-    for name in re.findall(r"tls/[\w.]+", block.text):
-        (folder / name).touch()
+    Authority(folder / "tls", "ca").issue("server")
     path = folder / "routes.yaml"
     path.write_text(whole(block), encoding="utf-8")
     load(path)

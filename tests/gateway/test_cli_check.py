@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
+from tests.certificates import Authority
 
 CASES = sorted((Path(__file__).parent.parent / "cases" / "check").glob("*.txt"))
 ROUTES = """\
@@ -55,6 +56,46 @@ def test_a_broken_file_is_told_as_a_person_would_want_to_read_it(case: Path, tmp
 
 def test_there_are_twenty_broken_files_at_least() -> None:
     assert len(CASES) >= 20
+
+
+CERTIFICATES = """\
+version: 1
+listeners:
+  "127.0.0.1:8443": {tls: {certificate: one.pem, private_key: other.key}}
+connections:
+  plant: {mqtt: {url: "mqtts://plant", client_id: gw, tls: {ca: routes.yaml}}}
+routes:
+  orders:
+    from: {http: {listen: "127.0.0.1:8443"}}
+    steps:
+      - call: {http: {url: "https://crm", tls: {certificate: one.pem, private_key: other.key}}, into: body.crm}
+      - tap: {tcp: {connect: "127.0.0.1:9", tls: {ca: one.key}}}
+    to:
+      - mqtt: {connection: plant, topic: a}
+      - mqtt: {url: "mqtts://other", topic: a, tls: {ca: one.key}}
+        name: other
+      - mllp: {connect: "127.0.0.1:9", tls: {ca: test-authority.pem, certificate: one.pem, private_key: one.key}}
+"""
+
+
+def test_certificates_and_keys_that_can_not_be_used_are_found_at_load(tmp_path: Path, run: Run) -> None:
+    authority = Authority(tmp_path)
+    authority.issue("one")
+    authority.issue("other")
+    (tmp_path / "routes.yaml").write_text(CERTIFICATES)
+    code, _, error = run("check")
+    told = [line.split(" (")[0] for line in error.splitlines() if line.startswith("routes.yaml:")]
+    misfit = "other.key is not the private key of one.pem; name the key that it was issued for"
+    assert (code, told) == (
+        2,
+        [
+            f"routes.yaml:3:27: listeners.127.0.0.1:8443.tls: {misfit}",
+            "routes.yaml:5:60: connections.plant.mqtt.tls: routes.yaml holds no PEM certificates",
+            f"routes.yaml:10:48: routes.orders.steps[0].call.http.tls: {misfit}",
+            "routes.yaml:11:50: routes.orders.steps[1].tap.tcp.tls: one.key holds no PEM certificates",
+            "routes.yaml:14:53: routes.orders.to[1].mqtt.tls: one.key holds no PEM certificates",
+        ],
+    )
 
 
 def test_a_good_file_is_called_good(tmp_path: Path, run: Run) -> None:
