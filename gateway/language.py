@@ -161,7 +161,10 @@ class Retention(Settings):
     size: Size = Field(
         units.size("10GiB"), description="the largest journal: older finished messages are removed before it"
     )
-    reserve: Size = Field(units.size("512MiB"), description="free disk space below which nothing more is accepted")
+    reserve: Size = Field(
+        units.size("512MiB"),
+        description="free disk space below which nothing more is accepted; 5 % of the disk where that is more",
+    )
 
 
 class Gateway(Settings):
