@@ -262,8 +262,6 @@ class MemoryJournal:
                 delivery.state, delivery.attempts, delivery.reason = "pending", 0, None
                 delivery.due_at = None if delivery.key is not None else self.now()
             record.state = "pending"
-        elif target is not None:
-            return False
         else:
             record.message.again += record.state == "delivered"
             record.state, record.only = "stored", target

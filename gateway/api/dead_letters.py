@@ -74,8 +74,7 @@ async def replay(request: Request, control: Running, caller: Calling) -> Respons
             else:  # they go to all targets
                 bulk.skip("nothing_to_replay", len(ids))
         else:
-            only_one = names == [target]
-            done = await control.services.journal.replay(ids, None if only_one else target, caller.shown)
+            done = await control.services.journal.replay(ids, target, caller.shown)
             bulk.done += done
             if done < len(ids):
                 bulk.skip("nothing_to_replay", len(ids) - done)

@@ -200,16 +200,10 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
         done = await journal.discard([row.id], f"{caller.shown}, after a replay that was accepted")
         control.services.observed.route(row.route).discarded += done
         return
-    if target is not None and not detail.deliveries and len(route.inside.targets) == 1:
-        target = None  # it is all there is
     if not await journal.replay([row.id], target, caller.shown):
         if row.state not in FINAL:
             raise Problem(409, "not_final", "the message is pending: it is on its way already")
-        text = "nothing is to be sent again"
-        if target is not None and detail.deliveries:
-            text = f"nothing of it was for the target {target}"
-        elif target is not None:
-            text = f"nothing is kept of what {target} alone receives; leave target out to send it to all targets again"
+        text = "nothing is to be sent again" if target is None else f"nothing of it was for the target {target}"
         raise Problem(409, "nothing_to_replay", text)
     poke(route)
 
