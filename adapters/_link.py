@@ -175,7 +175,9 @@ class Link(asyncio.Protocol):
     def _break(self, error: MessageError, why: str) -> None:
         """The stream can't be understood any more: refuses, if the peer is answered at all, and closes."""
         refusal = self._talk.refusal(error, self)
-        if not self._talk.answers:
+        if self._talk.answers:
+            self._intake.host.refused(error.code, str(error), self.facts["peer"])
+        else:
             self._intake.host.dropped(1, why)
         self._slots.append(Slot(self, None, refusal))
         self._lingers = bool(refusal) and self._transport.can_write_eof()

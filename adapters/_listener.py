@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from adapters._admission import Admission
 from adapters._http1 import Connection
 from adapters._paths import Paths, parameters
-from adapters._request import Check, Handler, Mount, Upgrade
+from adapters._request import Check, Handler, Mount, Told, Upgrade
 from adapters._sockets import listen, prepare
 from adapters._turn import Turn
 from gateway import Address, Clock, ConfigError, Host, Limits, ListenAt
@@ -95,6 +95,7 @@ class Listening:
         limits: Limits | None = None,
         check: Check | None = None,
         upgrade: Upgrade | None = None,
+        refused: Told | None = None,
     ) -> Iterator[Mount]:
         """Lets requests for these methods of a path reach `handler` for as long as the context lasts.
 
@@ -105,6 +106,7 @@ class Listening:
             default: the listener's.
         check: looks at the headers before the body is read.
         upgrade: takes over the connection of a WebSocket handshake; see `_request.Upgrade`.
+        refused: hears of requests whose headers or size are not taken.
 
         When the context ends, requests that are not answered yet are answered 503, and for a while those that come
         later, too: what was mounted there is being changed more often than gone.
@@ -114,7 +116,7 @@ class Listening:
         """
         place = self.paths.place(path)
         limit = (limits or self.limits).message
-        mount = Mount(path, handler, limit, check, upgrade, parameters(path))
+        mount = Mount(path, handler, limit, check, upgrade, parameters(path), refused)
         names = list(dict.fromkeys(method.encode() for method in methods))
         if any(name in place.by_method for name in names) or (upgrade is not None and place.upgrade is not None):
             raise ConfigError(f"http {self.address}: two routes take {', '.join(methods)} at {path}; change one's path")

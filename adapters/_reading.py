@@ -226,7 +226,9 @@ class Reading(asyncio.Protocol):
         if "content-length" in headers and int(headers["content-length"]) > self._limit:
             raise self._too_large()
         if mount is not None and mount.check is not None:
-            self._answer = mount.check(headers)
+            self._answer = refusal = mount.check(headers)
+            if refusal is not None:
+                self._tell(refusal)
         self._phase = BODY
         self._size = 0
         if "expect" in headers and not self._old:
@@ -249,7 +251,14 @@ class Reading(asyncio.Protocol):
             self._write(_CONTINUE)
 
     def _too_large(self) -> Refusal:
-        return Refusal(413, "too_large", f"body: more than {self._limit} bytes")
+        refusal = Refusal(413, "too_large", f"body: more than {self._limit} bytes")
+        self._tell(refusal)
+        return refusal
+
+    def _tell(self, refusal: Refusal) -> None:
+        mount = self._mount
+        if mount is not None and mount.refused is not None:
+            mount.refused(refusal.code, str(refusal), self.peer)
 
     def _trailer(self, name: bytes, value: bytes) -> None:
         """Trailers are dropped, within the limits of headers."""

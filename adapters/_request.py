@@ -40,6 +40,7 @@ class Refusal(Exception):  # noqa: N818 - named for what the peer gets
     def __init__(self, status: int, code: str, detail: str, headers: bytes = b"") -> None:
         super().__init__(detail)
         self.status = status
+        self.code = code
         self.body = problem(status, code, detail)
         self.headers = headers if status in _BODILESS else PROBLEM + headers
 
@@ -134,6 +135,10 @@ bound by its time-outs any more, and is cut when the listener closes: withdraw b
 """
 
 
+Told = Callable[[str, str, str], None]
+"""Hears of a request that was refused unread: the code, why, and the peer."""
+
+
 @dataclass(frozen=True, eq=False)
 class Mount:
     """What answers at a path."""
@@ -145,6 +150,7 @@ class Mount:
     check: Check | None
     upgrade: Upgrade | None
     parameters: tuple[str, ...]
+    refused: Told | None = None
 
 
 def problem(status: int, code: str, detail: str, message_id: str | None = None) -> bytes:

@@ -92,6 +92,7 @@ class Intake:
                 body, content_type = words.body_of(envelope, self._content_type)
             except MessageError as error:
                 mark = words.mark_of(str(envelope.id)[: words.MOST_ID])
+                self._host.refused(error.code, str(error), str(facts.get("peer", "")))
                 link.send(words.nack(mark, str(error), error.code), text=True)
                 link.settled(len(data))
                 return

@@ -152,6 +152,7 @@ class Source(Settings):
                 if "content-encoding" in request.headers:
                     message = await _plain(message, host.limits)
             except MessageError as error:
+                host.refused(error.code, str(error), request.peer)
                 _refuse(request, error.code, str(error), None)
                 return
             outcome = await deliver(message)
@@ -165,7 +166,9 @@ class Source(Settings):
             Workers(work, count=host.limits.in_flight, name=f"{host.route}:http") as workers,
         ):
             check = self._check if self.content_types else None
-            with listening.mount(self.path, self.methods, workers.put, limits=host.limits, check=check):
+            with listening.mount(
+                self.path, self.methods, workers.put, limits=host.limits, check=check, refused=host.refused
+            ):
                 ready()
                 await asyncio.get_running_loop().create_future()
 

@@ -141,7 +141,7 @@ class _Talk:
         header = read_header(payload)
         # 1C can be within a frame, and not within an answer that copies it.
         if header is None or b"\x1c" in payload:
-            self._host.dropped(1, "not HL7")
+            self._host.refused("malformed", "it is no HL7 v2 message in ER7 encoding, MSH first", link.facts["peer"])
             text = f"found {payload[:20]!r}, expected an HL7 v2 message in ER7 encoding, MSH first"
             return self._frame(acknowledge(None, "AR", ack_id(new_id()), text, fault=Fault.KIND))
         return Message(

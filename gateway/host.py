@@ -15,6 +15,7 @@ from gateway.journal import FINAL, Journal
 from gateway.limits import Limits
 from gateway.links import Shares
 from gateway.message import Accepted, Formats, Outcome, Principal, Refused
+from gateway.notices import Refusals
 from gateway.observe import Observed
 from gateway.ports import Clock, Credentials, Shared
 
@@ -73,7 +74,8 @@ class EngineHost:
         self.clock = services.clock
         self.formats = formats
         self._services = services
-        self._drops = services.observed.route(route).dropped
+        self._meters = services.observed.route(route)
+        self._refusals = Refusals(route, services.clock)
 
     def share(self, what: Shared[T]) -> AbstractAsyncContextManager[T]:
         """The one open instance of `what` in this process."""
@@ -103,6 +105,13 @@ class EngineHost:
             await self.clock.sleep(pause_s)
             pause_s = min(pause_s * 2, MOST_LOOK_S)
 
+    def refused(self, code: str, reason: str, peer: str) -> None:
+        """Counts and logs what was refused before it was a message."""
+        self._meters.received += 1
+        self._meters.refused += 1
+        self._refusals.note_unread(code, reason, peer)
+
     def dropped(self, count: int, why: str) -> None:
         """Counts what an at-most-once component had to let go."""
-        self._drops[why] = self._drops.get(why, 0) + count
+        drops = self._meters.dropped
+        drops[why] = drops.get(why, 0) + count

@@ -74,3 +74,7 @@ class Refusals:
         if isinstance(peer, str):
             fields["peer"] = peer
         self._log.tell(**fields)
+
+    def note_unread(self, code: str, reason: str, peer: str) -> None:
+        """A sender was told that what it sent is no message, or one that is not read."""
+        self._log.tell(code=code, reason=reason, peer=peer)

@@ -112,6 +112,13 @@ class Host(Protocol):
         """
         ...
 
+    def refused(self, code: str, reason: str, peer: str) -> None:
+        """Counts and logs what was refused before it was a message, and its sender was told so: too large, say.
+
+        reason: as the sender heard it, but with nothing of the body. peer: the sender's address.
+        """
+        ...
+
     def dropped(self, count: int, why: str) -> None:
         """Counts messages that an at-most-once component had to let go; `why` is a constant word such as "full"."""
         ...

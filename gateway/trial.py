@@ -157,5 +157,8 @@ class _Host:
         """Nothing is stored here."""
         return None
 
+    def refused(self, code: str, reason: str, peer: str) -> None:
+        """A trial hears nobody, so nobody is refused."""
+
     def dropped(self, count: int, why: str) -> None:
         """A trial hands nothing over, so nothing is dropped."""

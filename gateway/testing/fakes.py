@@ -99,6 +99,7 @@ class FakeHost:
         self.clock: Clock = clock or SystemClock()
         self.formats: Formats = formats_with(self.limits)
         self.drops: dict[str, int] = {}
+        self.refusals: list[tuple[str, str]] = []
         self.outcomes: dict[str, Outcome | None] = {}
         self._principals = principals or {}
         self._open: dict[object, tuple[Any, AsyncExitStack, int]] = {}
@@ -128,6 +129,9 @@ class FakeHost:
     async def settled(self, message_id: str, wait_s: float) -> Outcome | None:
         """What the test says in `outcomes` became of this message; nothing said: it was delivered."""
         return self.outcomes.get(message_id, Accepted(message_id))
+
+    def refused(self, code: str, reason: str, peer: str) -> None:
+        self.refusals.append((code, reason))
 
     def dropped(self, count: int, why: str) -> None:
         self.drops[why] = self.drops.get(why, 0) + count

@@ -317,7 +317,7 @@ async def test_what_is_no_hl7_is_told_so_and_counted(payload: bytes) -> None:
         assert b"\rMSA|AR||found b" in ack
         assert b"200\x5eUnsupported message type^HL70357" in ack
         assert await peer.codes(1) == [("AA", "MSG2")]
-    assert host.drops == {"not HL7": 1}
+    assert host.refusals == [("malformed", "it is no HL7 v2 message in ER7 encoding, MSH first")]
     assert len(inbox.messages) == 1
 
 

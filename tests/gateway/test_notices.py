@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
-from gateway import Message, MessageError, Refused
+from gateway import Address, Message, MessageError, Refused
 from gateway.notices import DeadLetters, Refusals
 from gateway.observe import RouteMeters
 from gateway.testing import ManualClock, until
+from tests.adapters.raw_http import peer
+from tests.adapters.test_mllp import framed
+from tests.adapters.test_tcp import free_port
+from tests.gateway.api.desk import desk
 from tests.gateway.bench import Bench, post
 from tests.gateway.probe import plug_in, raises, script
 
@@ -98,3 +103,70 @@ async def test_the_rest_of_a_burst_is_told_though_nothing_comes_behind_it(caplog
         await until(lambda: told(caplog, "messages refused"))
     assert told(caplog, "messages refused") == told(caplog, "dead letters") == [{"route": "r", "more": 2}]
     assert meters.dead == 12
+
+
+DOORS = """
+version: 1
+routes:
+  web:
+    from: {{http: {{listen: "127.0.0.1:{0}", path: /in, content_types: [application/json]}}}}
+    limits: {{message: 1KiB}}
+    to: drop
+  live:
+    from: {{websocket: {{listen: "127.0.0.1:{0}", path: /live, confirm: true}}}}
+    to: drop
+  lines:
+    from: {{tcp: {{listen: "127.0.0.1:{1}", answer: {{}}}}}}
+    limits: {{message: 1KiB}}
+    to: drop
+  patients:
+    from: {{mllp: {{listen: "127.0.0.1:{2}"}}}}
+    to: drop
+"""
+
+
+async def asked(port: int, head: str, body: bytes) -> None:
+    async with peer(Address("127.0.0.1", port)) as client:
+        text = f"POST /in HTTP/1.1\r\nhost: x\r\n{head}content-length: {len(body)}\r\n\r\n"
+        assert (await client.exchange(text.encode() + body)).status >= 400
+
+
+async def written(port: int, data: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    async with asyncio.timeout(5):
+        assert await reader.read(1)
+    writer.close()
+
+
+async def mistaken(port: int) -> None:
+    async with connect(f"ws://127.0.0.1:{port}/live", proxy=None) as client, asyncio.timeout(5):
+        await client.send('{"id": 7, "data": 1, "data_base64": "YQ=="}')
+        assert "nack" in str(await client.recv())
+
+
+async def test_what_is_refused_before_it_is_a_message_is_counted_and_told_with_its_route(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    http, tcp, mllp = free_port(), free_port(), free_port()
+    json_type = "content-type: application/json\r\n"
+    async with desk(tmp_path, DOORS.format(http, tcp, mllp)) as here:
+        await asked(http, json_type, b"x" * 2000)
+        await asked(http, "content-type: text/plain\r\n", b"{}")
+        await asked(http, f"{json_type}content-encoding: br\r\n", b"{}")
+        await mistaken(http)
+        await written(tcp, b"x" * 3000)
+        await written(mllp, framed(b"hunter2"))
+        found = told(caplog, "message refused")
+        assert [(one["route"], one["code"]) for one in found] == [
+            ("web", "too_large"),
+            ("web", "unsupported"),
+            ("web", "unsupported"),
+            ("live", "malformed"),
+            ("lines", "too_large"),
+            ("patients", "malformed"),
+        ]
+        assert all(one["peer"].startswith("127.0.0.1:") and one["reason"] for one in found)
+        assert "hunter2" not in str(found)
+        meters = here.app.services.observed.route("web")
+        assert (meters.received, meters.refused) == (3, 3)
