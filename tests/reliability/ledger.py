@@ -12,7 +12,7 @@ from typing import Literal
 IN_FLIGHT_S = 1.0
 """How long before a fault something may have been on its way at the fault, and so may come twice."""
 LINK_S = 0.1
-"""The same for a link that is cut: until both ends know."""
+"""So long after a link was seen to end something may have come by another that ended with it."""
 
 
 @dataclass(slots=True)
@@ -45,6 +45,8 @@ class Receipt:
     kind: Kind
     answered_s: float = float("inf")
     """When the target said so, if it did."""
+    known_s: float = float("inf")
+    """When the gateway was seen to have that answer, if it was: it sent the next message over the same connection."""
 
 
 @dataclass(slots=True)
@@ -56,18 +58,16 @@ class Fault:
     ended_s: float
     target: str | None = None
     """The one that it happened to; None: the gateway itself, and so all."""
-    reach_s: float = IN_FLIGHT_S
-    """How long before it something may have been answered and not yet noted."""
 
     def excuses(self, receipt: Receipt) -> bool:
-        """Whether what was received so may come again."""
-        if self.target not in (None, receipt.target):
+        """Whether what was received so may come again: it was not answered yet, or just now and not yet noted."""
+        if self.target is not None and (self.target != receipt.target or receipt.known_s < self.began_s):
             return False
-        return receipt.at_s <= self.ended_s and receipt.answered_s >= self.began_s - self.reach_s
+        return receipt.at_s <= self.ended_s and receipt.answered_s >= self.began_s - IN_FLIGHT_S
 
     def caught(self, entry: Sent, first: Receipt) -> bool:
         """Whether it hit a message on its way from a broker: that one may be stored twice, and so come twice."""
-        return self.target is None and entry.sent_s <= self.began_s <= first.at_s + self.reach_s
+        return self.target is None and entry.sent_s <= self.began_s <= first.at_s + IN_FLIGHT_S
 
 
 WRONG = ("lost", "unexpected", "duplicated", "damaged", "disordered", "troubles")
@@ -160,16 +160,12 @@ class Ledger:
             self.receipts[uid].append(receipt)
         return receipt
 
-    def fault(self, what: str) -> Fault:
-        """Something goes wrong from now on, until `ended_s` is set."""
-        found = Fault(what, time.monotonic(), float("inf"))
+    def fault(self, what: str, target: str | None = None, lasts_s: float = float("inf")) -> Fault:
+        """Something goes wrong from now on, until `ended_s` is set, at most for so long."""
+        now = time.monotonic()
+        found = Fault(what, now, now + lasts_s, target)
         self.faults.append(found)
         return found
-
-    def link_fault(self, target: str, lasts_s: float = 0.0) -> None:
-        """A target cuts a connection: what was on its way to it by others may come again."""
-        now = time.monotonic()
-        self.faults.append(Fault(f"a link to {target} was cut", now, now + lasts_s + LINK_S, target, LINK_S))
 
     # -- the judgement -----------------------------------------------------------------------------------------------
 
@@ -240,8 +236,9 @@ class Ledger:
         told = []
         for word, at_s in steps:
             if at_s is not None:
-                before = [fault.what for fault in self.faults if fault.target is None and fault.began_s <= at_s]
-                told.append(f"{word} {at_s - began:.3f}" + (f" (after {before[-1]})" if before else ""))
+                before = [one for one in self.faults if one.target in (None, target) and one.began_s <= at_s]
+                last = f" (after {before[-1].what} {before[-1].began_s - began:.3f})" if before else ""
+                told.append(f"{word} {at_s - began:.3f}{last}")
         return f"{entry.uid} " + ", ".join(told)
 
     def _judge_order(self, verdict: Verdict) -> None:

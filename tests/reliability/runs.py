@@ -211,7 +211,7 @@ async def target_down(stage: Stage) -> Verdict:
     async with stage.scene() as on:
         await on.begin()
         await on.acknowledged(100)
-        faults = [on.ledger.fault(f"target {name} down") for name in ("a", "e")]
+        faults = [on.ledger.fault(f"target {name} down", name) for name in ("a", "e")]
         for name in ("a", "e"):
             await on.targets[name].down()
         began = time.monotonic()

@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from httptools import HttpRequestParser
 
-from tests.reliability.ledger import Kind, Ledger
+from tests.reliability.ledger import LINK_S, Fault, Kind, Ledger, Receipt
 
 Act = Literal["accept", "busy", "later", "never", "slow", "cut", "hang"]
 """What a target does with a message: accepts it, says 503 or 429 with Retry-After (TCP: ERR), says 422 (TCP: NO), accepts
@@ -20,6 +20,8 @@ it late, accepts it and cuts the connection before it answers, or accepts it and
 SLOW_S = 0.3
 TIMEOUT_S = 2.0
 """How long the gateway waits for an answer, as it is configured."""
+NOTICED_S = 1.0
+"""How soon after a link was cut or timed out the gateway must have given up what it takes along."""
 
 
 def always(_uid: str | None) -> Act:
@@ -42,13 +44,18 @@ def moody(luck: random.Random, bad: float = 0.1) -> Callable[[str | None], Act]:
 class Target:
     """One target on one port, which stays the same while the target is down."""
 
+    shared_fate = False
+    """Whether the gateway gives all of its connections up when one of them is lost."""
+
     def __init__(self, name: str, ledger: Ledger) -> None:
         self.name = name
         self.ledger = ledger
         self.act: Callable[[str | None], Act] = always
         """Set it to make the target misbehave."""
         self.port = 0
-        self.open: set[asyncio.Transport] = set()
+        self.open: dict[asyncio.Transport, Receipt | None] = {}
+        """The connections, with what came last over each."""
+        self._ending: list[tuple[Fault, set[asyncio.Transport]]] = []
         self._server: asyncio.Server | None = None
 
     def protocol(self) -> asyncio.Protocol:
@@ -70,6 +77,26 @@ class Target:
             transport.abort()
         await asyncio.sleep(0)
 
+    def opened(self, transport: asyncio.BaseTransport) -> asyncio.Transport:
+        """A connection was made."""
+        made = cast("asyncio.Transport", transport)
+        self.open[made] = None
+        return made
+
+    def closed(self, transport: asyncio.Transport) -> None:
+        """A connection has ended: faults of links end with the last connection that they take along."""
+        self.open.pop(transport, None)
+        for pair in list(self._ending):
+            fault, left = pair
+            left.discard(transport)
+            if not left:
+                fault.ended_s = min(fault.ended_s, time.monotonic() + LINK_S)
+                self._ending.remove(pair)
+
+    def _link_fault(self, what: str, transport: asyncio.Transport, lasts_s: float) -> None:
+        fault = self.ledger.fault(f"a link to {self.name} {what}", self.name, lasts_s + NOTICED_S)
+        self._ending.append((fault, set(self.open) if self.shared_fate else {transport}))
+
     def handle(self, body: bytes, answer: Callable[[Act], None], transport: asyncio.Transport) -> None:
         """Records one message and answers it."""
         uid = uid_of(body)
@@ -79,8 +106,12 @@ class Target:
             kind = "refused"
         elif act in ("cut", "hang"):
             kind = "cut"
-            self.ledger.link_fault(self.name, TIMEOUT_S if act == "hang" else 0.0)
+            self._link_fault(act, transport, TIMEOUT_S if act == "hang" else 0.0)
         receipt = self.ledger.received(self.name, uid, body, kind)
+        if (before := self.open.get(transport)) is not None:
+            before.known_s = receipt.at_s
+        if transport in self.open:
+            self.open[transport] = receipt
 
         def say() -> None:
             if not transport.is_closing():
@@ -126,11 +157,10 @@ class _Http(asyncio.Protocol):
         self._body = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._target.open.add(self._transport)
+        self._transport = self._target.opened(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._target.open.discard(self._transport)
+        self._target.closed(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -149,6 +179,8 @@ class _Http(asyncio.Protocol):
 class TcpTarget(Target):
     """Lines, each answered OK or ERR."""
 
+    shared_fate = True
+
     def protocol(self) -> asyncio.Protocol:
         return _Tcp(self)
 
@@ -159,11 +191,10 @@ class _Tcp(asyncio.Protocol):
         self._held = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._target.open.add(self._transport)
+        self._transport = self._target.opened(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._target.open.discard(self._transport)
+        self._target.closed(self._transport)
 
     def data_received(self, data: bytes) -> None:
         *lines, self._held = (self._held + data).split(b"\n")
