@@ -12,6 +12,7 @@ from gateway.failpoints import failpoint, failpoint_soon
 from gateway.jobs import Job, Lane, Parcel, ahead_of
 from gateway.journal import Attempt, Change, Hop, JournalBrokenError, Reason
 from gateway.message import Message
+from gateway.path import Trace
 from gateway.target import Inside, RunningTarget, chosen
 from gateway.workers import Workers
 
@@ -120,7 +121,7 @@ class Dispatch:
     async def _handle(self, job: Job) -> None:
         outs = (job.message,) if self._inside.steps.empty else await self._outs(job)
         failpoint("steps.inside")
-        if outs and self._only is not None:
+        if outs and self._only is not None and job.only is None:
             job.parcels = [Parcel(job, job.message.id, outs[0], self._only.name, job.message.key)]
             job.open = 1
         else:
@@ -143,22 +144,24 @@ class Dispatch:
     async def _outs(self, job: Job) -> Sequence[Message]:
         """What comes out of the route's steps; nothing: filtered, or dead with `job.reason`."""
         steps, message = self._inside.steps, job.message
-        hops = job.hops if self._tracing else None
+        trace = self._trace(job)
         try:
             if steps.plain is not None:
-                after = (
-                    steps.plain(message) if hops is None else steps.plain.traced(message, hops, self._settings.history)
-                )
+                after = steps.plain(message) if trace is None else steps.plain.traced(message, trace)
                 return () if after is None else (after,)
-            return (message,) if steps.empty else await steps(message)
+            return (message,) if steps.empty else await steps(message, trace)
         except MessageError as error:
             job.reason = Reason(error.code, str(error), error.place, error.told)
         except PeerError as error:
             job.reason = Reason("retries", str(error), "steps", error.for_sender)
         except Exception:
             job.reason = self._internal(message, "steps")
-        job.hops.append(Hop(job.reason.place or "steps", "failed"))
+        if trace is not None:
+            job.hops.append(Hop(job.reason.place or "steps", "failed"))
         return ()
+
+    def _trace(self, job: Job) -> Trace | None:
+        return Trace(job.hops, self._settings.history) if self._tracing else None
 
     def _internal(self, message: Message, place: str) -> Reason:
         log.exception("message failed", extra={"route": self._route, "message_id": message.id})
@@ -187,7 +190,8 @@ class Dispatch:
     async def _packed(self, job: Job, target: RunningTarget, out: Message) -> list[Parcel]:
         key, parent, place = job.message.key, job.message.id, f"to.{target.name}.steps"
         try:
-            return [Parcel(job, parent, message, target.name, key) for message in await target.made_of(out)]
+            made = await target.made_of(out, self._trace(job))
+            return [Parcel(job, parent, message, target.name, key) for message in made]
         except MessageError as error:
             reason = Reason(error.code, str(error), error.place or place, error.told)
         except PeerError as error:
@@ -196,6 +200,8 @@ class Dispatch:
             reason = self._internal(out, place)
         parcel = Parcel(job, parent, out, target.name, key)
         parcel.state, parcel.reason = "dead", reason
+        if self._tracing:
+            job.hops.append(Hop(reason.place or place, "failed"))
         self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
         return [parcel]
 

@@ -12,8 +12,43 @@ from gateway.ports import Clock, Send, Sink, Step
 
 HOP_BYTES = 64 * 1024
 """With `history: full`, how much of a body is kept before and after each step."""
+MOST_HOPS, MOST_HOP_BYTES = 100, 1024**2
+"""How many steps of one message are kept, and bodies around them in all: a split can have any number of children."""
 
-Walk = Callable[[Message], Awaitable[list[Message]]]
+
+class Trace:
+    """Takes down which steps changed, ended or split a message, for its history."""
+
+    def __init__(self, hops: list[Hop], history: str) -> None:
+        self._hops = hops
+        self._room = MOST_HOP_BYTES if history == "full" else 0
+
+    def note(
+        self,
+        place: str,
+        outcome: Literal["changed", "filtered", "split"],
+        before: Message,
+        after: Message | None = None,
+    ) -> None:
+        """One step, and with `history: full` the bodies around it."""
+        if len(self._hops) >= MOST_HOPS:
+            return
+        if self._room <= 0:
+            self._hops.append(Hop(place, outcome))
+            return
+        hop = Hop(place, outcome, _shown(before), _shown(after))
+        self._room -= len(hop.before or b"") + len(hop.after or b"")
+        self._hops.append(hop)
+
+
+def _shown(message: Message | None) -> bytes | None:
+    try:
+        return None if message is None else message.body[:HOP_BYTES]
+    except MessageError:  # nobody may need its bytes: that is no reason to refuse it
+        return None
+
+
+Walk = Callable[[Message, Trace | None], Awaitable[list[Message]]]
 """What a pattern runs as: one message in; those that go on out, none when it was filtered."""
 
 
@@ -83,8 +118,8 @@ class Path:
         """Place and step at which a message ends, found by running it again; None: a pattern is among the steps."""
         return None if self.plain is None else self.plain.ended_by(message)
 
-    async def __call__(self, message: Message) -> list[Message]:
-        """The messages that go on.
+    async def __call__(self, message: Message, trace: Trace | None = None) -> list[Message]:
+        """The messages that go on. trace: takes down what the steps do; None: nobody asks.
 
         Raises:
             MessageError: with `place`, from the step that refused it.
@@ -94,9 +129,12 @@ class Path:
         for part in self._parts:
             if isinstance(part, _Plain):
                 run = part
-                messages = [after for before in messages if (after := run(before)) is not None]
+                if trace is None:
+                    messages = [after for before in messages if (after := run(before)) is not None]
+                else:
+                    messages = [after for before in messages if (after := run.traced(before, trace)) is not None]
             else:
-                messages = [after for before in messages for after in await part(before)]
+                messages = [after for before in messages for after in await part(before, trace)]
         return messages
 
 
@@ -134,7 +172,7 @@ class _Plain:
                 return place, step
         return None
 
-    def traced(self, message: Message, hops: list[Hop], history: str) -> Message | None:
+    def traced(self, message: Message, trace: Trace) -> Message | None:
         """As a call, noting each step that changed, ended or refused the message."""
         after: Message | None = message
         for step, place in zip(self._steps, self._places, strict=True):
@@ -145,24 +183,18 @@ class _Plain:
             except MessageError as error:
                 error.place = error.place or place
                 raise
+            if after is None:
+                trace.note(place, "filtered", before)
+                return None
             if after is not before:
-                hops.append(_hop(place, before, after, history))
-                if after is None:
-                    return None
+                trace.note(place, "changed", before, after)
         return after
 
 
-def _hop(place: str, before: Message, after: Message | None, history: str) -> Hop:
-    outcome: Literal["changed", "filtered"] = "filtered" if after is None else "changed"
-    if history != "full":
-        return Hop(place, outcome)
-    return Hop(place, outcome, before.body[:HOP_BYTES], None if after is None else after.body[:HOP_BYTES])
-
-
 def _placed(walk: Walk, place: str) -> Walk:
-    async def placed(message: Message) -> list[Message]:
+    async def placed(message: Message, trace: Trace | None) -> list[Message]:
         try:
-            return await walk(message)
+            return await walk(message, trace)
         except MessageError as error:
             error.place = error.place or place
             raise

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, Wi
 from gateway.errors import MessageError, PeerError
 from gateway.expressions import Expression
 from gateway.message import JSON, Message, Tree
-from gateway.path import Binding, Path, Pattern, Walk
+from gateway.path import Binding, Path, Pattern, Trace, Walk
 from gateway.ports import Sink, Step
 from gateway.registry import component_in, read_component, with_hints
 from gateway.settings import Settings
@@ -86,10 +86,10 @@ class Choose(Settings):
             for index, branch in enumerate(self.branches)
         ]
 
-        async def walk(message: Message) -> list[Message]:
+        async def walk(message: Message, trace: Trace | None) -> list[Message]:
             for when, path in paths:
                 if when is None or when.holds(message):
-                    return await path(message)
+                    return await path(message, trace)
             return [message]
 
         return walk
@@ -116,19 +116,24 @@ class Split(Settings):
         """The pattern as it runs."""
         path = binding.path(self.steps, f"{place}.steps")
 
-        async def walk(message: Message) -> list[Message]:
+        async def walk(message: Message, trace: Trace | None) -> list[Message]:
             elements = self.each(message)
             if not isinstance(elements, list | tuple):
                 raise MessageError(
                     f"split: {self.each.text} is {_kind(elements)}, expected a list; "
                     "write an expression that gives a list"
                 )
+            if trace is not None:
+                trace.note(place, "split", message)
             out: list[Message] = []
             for index, element in enumerate(elements):
-                out += await path(message.child(place, index).with_tree(element, JSON))
+                out += await path(message.child(place, index).with_tree(element, JSON), trace)
             if self.join is None:
                 return out
-            return [message.with_tree([child.tree for child in out], JSON)]
+            joined = message.with_tree([child.tree for child in out], JSON)
+            if trace is not None:
+                trace.note(place, "changed", message, joined)
+            return [joined]
 
         return walk
 
@@ -159,22 +164,27 @@ class Call(Settings):
         send = binding.call(self.sink, self.name)
         into = self.into.split(".") if self.into else None
 
-        async def walk(message: Message) -> list[Message]:
+        async def walk(message: Message, trace: Trace | None) -> list[Message]:
             reply = await send(message)
             if reply is None:
                 raise MessageError(f"call {self.name}: it gives no reply; use it as a target, or a sink that replies")
-            if into is None:
-                return [
-                    message.replace(raw=reply.raw, parsed=reply.parsed, content_type=reply.content_type)
-                    if reply.raw is not None
-                    else message.with_tree(reply.tree, reply.content_type)
-                ]
-            reply.formats = message.formats
-            if into[0] == "context":
-                return [message.replace(context=_with(dict(message.context), into[1:], reply.tree, "context"))]
-            return [message.with_tree(_with(message.tree, into[1:], reply.tree, "body"), JSON)]
+            answered = _with_reply(message, reply, into)
+            if trace is not None:
+                trace.note(place, "changed", message, answered)
+            return [answered]
 
         return walk
+
+
+def _with_reply(message: Message, reply: Message, into: list[str] | None) -> Message:
+    if into is None:
+        if reply.raw is None:
+            return message.with_tree(reply.tree, reply.content_type)
+        return message.replace(raw=reply.raw, parsed=reply.parsed, content_type=reply.content_type)
+    reply.formats = message.formats
+    if into[0] == "context":
+        return message.replace(context=_with(dict(message.context), into[1:], reply.tree, "context"))
+    return message.with_tree(_with(message.tree, into[1:], reply.tree, "body"), JSON)
 
 
 class Tap(Settings):
@@ -197,7 +207,7 @@ class Tap(Settings):
         """The pattern as it runs."""
         hand_over = binding.tap(self.sink, place)
 
-        async def walk(message: Message) -> list[Message]:
+        async def walk(message: Message, trace: Trace | None) -> list[Message]:
             hand_over(message.child(place))
             return [message]
 
@@ -226,14 +236,14 @@ class Try(Settings):
         """The pattern as it runs."""
         path, catch = binding.path(self.steps, f"{place}.steps"), binding.path(self.catch, f"{place}.catch")
 
-        async def walk(message: Message) -> list[Message]:
+        async def walk(message: Message, trace: Trace | None) -> list[Message]:
             try:
-                return await path(message)
+                return await path(message, trace)
             except MessageError as error:
                 caught: dict[str, Any] = {"kind": "refused", "text": str(error), "place": error.place}
             except PeerError as error:
                 caught = {"kind": "unavailable", "text": str(error), "place": place}
-            return await catch(message.replace(context={**message.context, "error": caught}))
+            return await catch(message.replace(context={**message.context, "error": caught}), trace)
 
         return walk
 
@@ -256,12 +266,16 @@ class Dedupe(Settings):
         """The pattern as it runs."""
         remember = binding.remember(place, self.window)
 
-        async def walk(message: Message) -> list[Message]:
+        async def walk(message: Message, trace: Trace | None) -> list[Message]:
             value = message.sender_id if self.by is None else self.by(message)
             if value is None or value == "":
                 return [message]
             first = await remember(str(value), message.id)
-            return [message] if first in (message.id, message.causation_id) else []
+            if first in (message.id, message.causation_id):
+                return [message]
+            if trace is not None:
+                trace.note(place, "filtered", message)
+            return []
 
         return walk
 

@@ -17,7 +17,7 @@ from gateway.links import Link
 from gateway.message import Message
 from gateway.notices import DeadLetters, Refusals
 from gateway.observe import TargetMeters
-from gateway.path import Path, Pattern
+from gateway.path import Path, Pattern, Trace
 from gateway.ports import Clock, Send, Sink, Step
 from gateway.workers import Workers
 
@@ -53,15 +53,15 @@ class RunningTarget:
             error.place = error.place or f"to.{self.name}.when"
             raise
 
-    async def made_of(self, message: Message) -> Sequence[Message]:
+    async def made_of(self, message: Message, trace: Trace | None = None) -> Sequence[Message]:
         """What it sends for this message: through its own steps."""
         path = self.path
         if path.empty:
             return (message,)
         if path.plain is not None:
-            after = path.plain(message)
+            after = path.plain(message) if trace is None else path.plain.traced(message, trace)
             return () if after is None else (after,)
-        return await path(message)
+        return await path(message, trace)
 
 
 class Inside:
