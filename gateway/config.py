@@ -37,6 +37,8 @@ class Config:
     path: Path
     gateway: Gateway
     routes: Mapping[str, Configured]
+    connections: Mapping[str, Any]
+    """The clients that routes share, by name."""
     shown: Mapping[str, Any] = field(repr=False)
     """The file as written, for display: with references, never with secrets."""
     notes: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ class _Reading:
             raise Complaints(self._complaints)
         found = notes({name: route.settings for name, route in routes.items()})
         known = tuple(self._note(self._as_written(place), text) for place, text in found)
-        return Config(self._path, gateway, routes, self._document.raw, known)
+        return Config(self._path, gateway, routes, self._connections, self._document.raw, known)
 
     def _note(self, place: Loc, text: str) -> str:
         return f"{self._document.place(place)}: {subject_of(place)}: {text}"

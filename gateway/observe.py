@@ -139,6 +139,8 @@ class Peer:
     reason: str = ""
     since_s: float = 0.0
     losses: int = 0
+    connection: object = None
+    """The settings of the connection that it uses, if it uses one: equal settings are one connection."""
 
     def shown(self) -> dict[str, Any]:
         """A row for people and for JSON."""
@@ -180,9 +182,9 @@ class Observed:
         """The meters of a target."""
         return self.route(route).targets.setdefault(name, TargetMeters())
 
-    def peer(self, route: str, name: str, kind: Literal["source", "target"]) -> Peer:
-        """The state of a link, to be kept up to date by who holds it."""
-        peer = Peer(route, name, kind, since_s=self.clock.time())
+    def peer(self, route: str, name: str, kind: Literal["source", "target"], component: object = None) -> Peer:
+        """The state of a link, to be kept up to date by who holds it. component: the source or sink that uses it."""
+        peer = Peer(route, name, kind, since_s=self.clock.time(), connection=getattr(component, "connection", None))
         self.peers[route, kind, name] = peer
         return peer
 

@@ -118,7 +118,7 @@ class Route:
         loop = asyncio.get_running_loop()
         for index, source in enumerate(self.configured.settings.sources):
             name = word_of(source) if index == 0 else f"{word_of(source)}-{index + 1}"
-            peer = self._services.observed.peer(self.name, name, "source")
+            peer = self._services.observed.peer(self.name, name, "source", source)
             host = self._host(name)
             done: asyncio.Future[None] = loop.create_future()
             running = keep_running(

@@ -152,7 +152,7 @@ class Inside:
         return RunningTarget(settings, self.path(settings.steps, f"to.{settings.name}.steps"), send, breaker, meters)
 
     def _link(self, sink: Sink, name: str) -> Link:
-        peer = self.services.observed.peer(self.name, name, "target")
+        peer = self.services.observed.peer(self.name, name, "target", sink)
         link = Link(sink, self._host(name), peer, self.services.observed, self.services.luck)
         self._links.append(link)
         return link

@@ -13,7 +13,7 @@ from gateway.api.access import ANYBODY, READ
 from gateway.api.bodies import answer
 from gateway.api.control import Control, Running
 from gateway.api.shapes import Shape
-from gateway.observe import MetricsCollector
+from gateway.observe import MetricsCollector, Peer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -66,7 +66,24 @@ def readiness(control: Control) -> Shape:
             "peers": [peer.shown() for peer in mine],
         }
     state: Shape = {"ready": good, "accepting": accepting, "phase": control.phase, "journal": journal or "good"}
-    return {**state, "routes": routes}
+    return {**state, "connections": _connections(control, peers), "routes": routes}
+
+
+def _connections(control: Control, peers: list[Peer]) -> Shape:
+    """One line for each shared connection, however many routes use it: its first trouble is that of all."""
+    lines: Shape = {}
+    for name, connection in control.config.connections.items():
+        mine = [peer for peer in peers if peer.connection == connection]
+        troubled = [peer for peer in mine if peer.state != "up"]
+        lines[name] = {"state": troubled[0].state if troubled else "up", "users": [_user(peer) for peer in mine]}
+        reason = next((peer.reason for peer in troubled if peer.reason), None)
+        if reason is not None:
+            lines[name]["reason"] = reason
+    return lines
+
+
+def _user(peer: Peer) -> str:
+    return f"{peer.route}.{peer.name}"
 
 
 def journal_trouble(control: Control) -> str | None:

@@ -62,6 +62,37 @@ async def test_a_peer_that_is_down_is_named_with_its_reason(tmp_path: Path) -> N
         assert (await here.client.get("/health/ready?of=sources")).status_code == 503
 
 
+CONNECTED = """
+version: 1
+gateway: {api: {listen: "127.0.0.1:0"}}
+connections:
+  plant: {mqtt: {url: "mqtt://127.0.0.1:1", client_id: gw, username: gw, password: hunter2}}
+  other: {mqtt_broker: {listen: "127.0.0.1:0"}}
+routes:
+  telemetry: {from: {mqtt: {connection: plant, topic: a}}, ack: delivered, to: drop}
+  alarms:
+    from: {mqtt_broker: {connection: other}}
+    to: [{mqtt: {connection: plant, topic: b}}, {mqtt: {connection: plant, topic: c}, name: late}]
+"""
+
+
+async def test_a_connection_is_one_line_however_many_routes_use_it(tmp_path: Path) -> None:
+    async with desk(tmp_path, CONNECTED) as here:
+        peers = here.app.services.observed.peers
+        await until(lambda: sum(peer.state == "down" for peer in peers.values()) == 3)
+        status, shown = await ready(here)
+    assert status == 503
+    assert shown["connections"] == {
+        "plant": {
+            "state": "down",
+            "reason": "mqtt 127.0.0.1:1: connection refused",
+            "users": ["telemetry.mqtt", "alarms.mqtt", "alarms.late"],
+        },
+        "other": {"state": "up", "users": ["alarms.mqtt_broker"]},
+    }
+    assert "hunter2" not in str(shown)
+
+
 async def test_a_full_journal_is_not_ready_and_a_broken_one_not_alive(tmp_path: Path) -> None:
     async with desk(tmp_path) as here:
         await up(here)
