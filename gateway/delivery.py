@@ -157,14 +157,29 @@ class Delivering:
             if job is self._alone:
                 self._alone = None
                 self._wake.set()
+            if job.message.id in self._dispatch.discarded:  # if it was replayed meanwhile, only the journal has it
+                self._spilled = self._more = True
         if self._spilled:
             self._wake.set()
 
     def _look_again(self) -> None:
         self._wake.set()
 
+    def discard(self, ids: Sequence[str]) -> None:
+        """Begins nothing more of these messages, which the journal has as discarded; what is being sent may finish."""
+        self._dispatch.discard(ids, [self._jobs[one] for one in ids if one in self._jobs])
+        self.poke()
+
+    def _forget_discarded(self) -> None:
+        """Those that have left memory: the journal gives them out again only when they were replayed."""
+        discarded, busy = self._dispatch.discarded, self._dispatch.busy
+        if discarded:
+            here = {*self._jobs, *busy.values(), *(child for child, _ in busy)}
+            here.update(parcel.message.id for job in self._jobs.values() for parcel in job.parcels)
+            discarded &= here
+
     def poke(self) -> None:
-        """The journal was changed from outside (replay, discard): look again."""
+        """The journal was changed from outside (replay): look again."""
         self._spilled = self._more = self._recount = True
         self._held.clear()
         self._suspects.clear()
@@ -187,8 +202,10 @@ class Delivering:
     async def _look(self) -> None:
         """Takes on what the journal has, then waits until it may have more."""
         self._wake.clear()
+        self._forget_discarded()
+        self._recount = self._recount or self._dispatch.uncounted
         if self._recount or (self._recount_at is not None and self._journal.now() >= self._recount_at):
-            self._recount = False
+            self._recount = self._dispatch.uncounted = False
             self._dispatch.moved = set()
             await self._journal.advance(self._route, [])  # what was handed over is counted as well
             exact = self._dispatch.count_parked(await self._journal.lanes(self._route))
@@ -236,7 +253,8 @@ class Delivering:
         if sound:
             await self._claim([work.message.id for work in sound], [])
             for work in sound:
-                self._take_work(work)
+                if work.message.id not in self._dispatch.discarded:  # since it was given out
+                    self._take_work(work)
 
     def _sound(self, works: Sequence[Work]) -> list[Work]:
         """Those that may begin at once. The others are held: suspects, and what is behind one in its lane."""
@@ -268,6 +286,8 @@ class Delivering:
                 await self._journal.advance(self._route, [Finished(work.message.id, "dead", reason=reason)])
                 continue
             await self._claim([work.message.id], [])
+            if work.message.id in self._dispatch.discarded:
+                continue
             job = self._take_work(work)
             if work.claims >= SUSPECT_CLAIMS:
                 self._alone = job
@@ -319,8 +339,9 @@ class Delivering:
         if items:
             await self._claim([], [_name(item) for item in items])
         for item in items:
-            item.delivery.message.formats = self._inside.formats
-            self._dispatch.give(Parcel.of_delivery(item.delivery))
+            if item.delivery.parent not in self._dispatch.discarded:  # since it was given out
+                item.delivery.message.formats = self._inside.formats
+                self._dispatch.give(Parcel.of_delivery(item.delivery))
 
     async def _end(self, items: Sequence[Due]) -> None:
         await self._journal.advance(self._route, [self._ended(item) for item in items])

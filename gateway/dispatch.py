@@ -41,8 +41,8 @@ class Dispatch:
         """The target of all that comes out of the steps, as it is: then there is nothing to choose or to split up."""
         self._pure = inside.steps.pure and all(target.path.pure for target in inside.targets)
         self._tracing = self._settings.history != "off"
-        self.busy: set[tuple[str, str]] = set()
-        """Names of written parcels that are in memory: the journal must not give them out again."""
+        self.busy: dict[tuple[str, str], str] = {}
+        """Names of written parcels in memory, with their parents: the journal must not give them out again."""
         self.seen_busy: set[tuple[str, str]] = set()
         """Those that became busy since somebody last cleared this: while the journal was asked for what is due, say."""
         self._lanes: dict[Lane, list[Parcel]] = {}
@@ -51,6 +51,12 @@ class Dispatch:
         """How many parcels of a lane are in the journal, not in memory: while there are any, others queue up there."""
         self.moved: set[Lane] | None = None
         """Lanes of which something was written, parked or ended while they are being counted; None: they are not."""
+        self.uncounted = False
+        """Parcels were let go of since they were counted: `parked` says more than there are."""
+        self.discarded = inside.discarded
+        self._waits = any(
+            path.plain is None and not path.empty for path in (inside.steps, *(one.path for one in inside.targets))
+        )
         self._behind: dict[str, list[Job]] = {}
         """By key: jobs whose steps wait for those of the job before them."""
         self._steps: Workers[Job] = Workers(self._run, count=self._settings.concurrency, name=f"{self._route}:steps")
@@ -119,16 +125,18 @@ class Dispatch:
             self._inside.meters.errors += 1
 
     async def _handle(self, job: Job) -> None:
-        outs = (job.message,) if self._inside.steps.empty else await self._outs(job)
-        failpoint("steps.inside")
-        if outs and self._only is not None and job.only is None:
-            job.parcels = [Parcel(job, job.message.id, outs[0], self._only.name, job.message.key)]
-            job.open = 1
+        if self.discarded and job.message.id in self.discarded:
+            self._let_go(job)
+            return
+        if self._waits:
+            await self._parcelled_unless_discarded(job)
         else:
-            if outs:
-                await self._split_up(job, outs)
-            if job.parcels and (not self._pure or any(parcel.final for parcel in job.parcels)):
-                await self._write(job)
+            await self._parcelled(job)
+        if self.discarded and job.message.id in self.discarded:
+            self._let_go(job)
+            return
+        if job.parcels and (not self._pure or any(parcel.final for parcel in job.parcels)):
+            await self._write(job)
         if not job.open:
             if job.reason is not None and not job.expanded:
                 job.handed_over = await self._handed_over(job.message, job.reason)
@@ -140,6 +148,27 @@ class Dispatch:
         else:
             for parcel in [parcel for parcel in job.parcels if not parcel.final]:
                 await self._enter(parcel)
+
+    async def _parcelled(self, job: Job) -> None:
+        """Runs its steps and those of its targets: then it has its parcels, or the reason why there are none."""
+        outs = (job.message,) if self._inside.steps.empty else await self._outs(job)
+        failpoint("steps.inside")
+        if outs and self._only is not None and job.only is None:
+            job.parcels = [Parcel(job, job.message.id, outs[0], self._only.name, job.message.key)]
+            job.open = 1
+        elif outs:
+            await self._split_up(job, outs)
+
+    async def _parcelled_unless_discarded(self, job: Job) -> None:
+        scope = job.scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                await self._parcelled(job)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        finally:
+            job.scope = None
 
     async def _outs(self, job: Job) -> Sequence[Message]:
         """What comes out of the route's steps; nothing: filtered, or dead with `job.reason`."""
@@ -209,7 +238,7 @@ class Dispatch:
 
     def give(self, parcel: Parcel) -> None:
         """Takes on a parcel that the journal gave out."""
-        self.busy.add(parcel.name)
+        self.busy[parcel.name] = parcel.parent
         lane = parcel.lane
         if lane is not None:
             waiting = self._lanes.setdefault(lane, [])
@@ -226,7 +255,8 @@ class Dispatch:
         """
         exact = True
         for lane in {*pending, *self.parked}:
-            here = sum(1 for parcel in self._lanes.get(lane, ()) if parcel.job is not None and parcel.written)
+            waiting = (one for one in self._lanes.get(lane, ()) if one.job is not None and one.written)
+            here = sum(1 for one in waiting if one.parent not in self.discarded)
             count = pending.get(lane, 0) - here
             if self.moved is not None and lane in self.moved:
                 exact = False
@@ -242,13 +272,49 @@ class Dispatch:
         if self.moved is not None and lane is not None:
             self.moved.add(lane)
 
+    def discard(self, ids: Iterable[str], jobs: Iterable[Job]) -> None:
+        """Begins nothing more of these messages, whose end the journal has. jobs: those of them that are in memory."""
+        self.discarded.update(ids)
+        self.discarded.update([child for (child, _), parent in self.busy.items() if parent in self.discarded])
+        for job in jobs:
+            self.discarded.update(parcel.message.id for parcel in job.parcels)
+            if job.scope is not None:
+                job.scope.reschedule(asyncio.get_running_loop().time())
+        for waiting in [*self._lanes.values()]:
+            for parcel in waiting[1:]:
+                if parcel.parent in self.discarded:
+                    self._drop(parcel)
+
+    def _drop(self, parcel: Parcel) -> None:
+        """Lets go of a parcel of a discarded message, and writes nothing: the journal may have it anew, by a replay."""
+        parcel.state = "discarded"
+        self.busy.pop(parcel.name, None)
+        job, lane = parcel.job, parcel.lane
+        if lane is not None:
+            self._move(lane)
+            self.uncounted = True
+            self._leave(lane, parcel)
+        if job is None:
+            self._left(None)
+        else:
+            job.open -= 1
+            if not job.open:
+                self._left(job)
+        self._due()
+
+    def _let_go(self, job: Job) -> None:
+        self._left(job)
+        self._due()
+
     def knows(self, target: str) -> bool:
         """Whether the route has a target of this name."""
         return target in self._targets
 
     async def _enter(self, parcel: Parcel) -> None:
         lane = parcel.lane
-        if lane is None:
+        if self.discarded and parcel.parent in self.discarded:
+            self._drop(parcel)
+        elif lane is None:
             self._senders[parcel.target].put(parcel)
         elif self.parked.get(lane):
             self._move(lane)
@@ -274,6 +340,9 @@ class Dispatch:
                 self._idle.set()
 
     async def _try(self, parcel: Parcel) -> None:
+        if self.discarded and parcel.parent in self.discarded:
+            self._drop(parcel)
+            return
         target, clock = self._targets[parcel.target], self._inside.clock
         message = parcel.message
         if message.expires_at_s is not None:
@@ -321,6 +390,9 @@ class Dispatch:
 
     async def _done(self, parcel: Parcel, state: str, attempt: Attempt | None, reason: Reason | None = None) -> None:
         """A parcel is final. Success is written without waiting for it; what went wrong is safe before we go on."""
+        if self.discarded and parcel.parent in self.discarded:
+            self._drop(parcel)
+            return
         if state == "dead" and reason is not None and await self._handed_over(parcel.message, reason):
             state = "discarded"
         if state == "dead" and reason is not None:
@@ -347,7 +419,7 @@ class Dispatch:
     async def _handed_over(self, message: Message, reason: Reason) -> bool:
         """Whether the target that `dead_letter` names took it. If not, or if there is none, the journal keeps it."""
         target = self._inside.dead_letter
-        if target is None:
+        if target is None or message.id in self.discarded:
             return False
         error = {"kind": reason.kind, "text": reason.text, "place": reason.place}
         try:
@@ -364,6 +436,9 @@ class Dispatch:
 
     async def _later(self, parcel: Parcel, wait_s: float, attempt: Attempt | None) -> None:
         """A parcel must wait: it is written and leaves memory, and with it all that are behind it in its lane."""
+        if self.discarded and parcel.parent in self.discarded:
+            self._drop(parcel)
+            return
         parcel.due_at = self._journal.now() + wait_s
         if attempt is not None and parcel.job is not None and not parcel.job.expanded:
             parcel.job.attempts.append(attempt)
@@ -394,7 +469,7 @@ class Dispatch:
         if changes:
             await self._handed_in(changes, jobs)
         for parcel in parcels:
-            self.busy.discard(parcel.name)
+            self.busy.pop(parcel.name, None)
             job = parcel.job
             if job is not None:
                 job.open -= 1
@@ -407,9 +482,9 @@ class Dispatch:
     def _keep_busy(self, job: Job, leaving: list[Parcel]) -> None:
         for parcel in job.parcels:
             self._move(parcel.lane)
-        names = {parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving}
-        self.busy |= names
-        self.seen_busy |= names
+        names = [parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving]
+        self.busy.update(dict.fromkeys(names, job.message.id))
+        self.seen_busy.update(names)
 
     async def _write(self, job: Job | None) -> None:
         """Writes a job's parcels for the first time; those that are not final stay in memory."""
@@ -431,7 +506,12 @@ class Dispatch:
 
     async def write_partly_done(self, jobs: Iterable[Job]) -> None:
         """Writes what some of the targets have and others not, so that the next start sends to the others only."""
-        partly = [job for job in jobs if not job.expanded and job.open and any(parcel.final for parcel in job.parcels)]
+        partly = [
+            job
+            for job in jobs
+            if not job.expanded and job.open and job.message.id not in self.discarded
+            if any(parcel.final for parcel in job.parcels)
+        ]
         now = self._journal.now()
         changes: list[Change] = [ahead.written(now) for ahead in ahead_of(partly, self._lanes)]
         if changes:
@@ -441,31 +521,39 @@ class Dispatch:
         lane = parcel.lane
         if lane is None:
             return
-        waiting = self._lanes.get(lane)
-        if waiting and waiting[0] is parcel:
-            waiting.pop(0)
         self._move(lane)
         if parcel.job is None and lane in self.parked:
             self.parked[lane] -= 1
             if self.parked[lane] <= 0:
                 del self.parked[lane]
-        if waiting:
-            self._senders[parcel.target].put(waiting[0])
-        elif lane in self._lanes:
+        self._leave(lane, parcel)
+
+    def _leave(self, lane: Lane, parcel: Parcel) -> None:
+        """Takes a parcel out of its lane; if it was the first, the next one is sent."""
+        waiting = self._lanes.get(lane, [])
+        if parcel not in waiting:
+            return
+        first = waiting[0] is parcel
+        waiting.remove(parcel)
+        if not waiting:
             del self._lanes[lane]
+        elif first:
+            self._senders[parcel.target].put(waiting[0])
 
     # -- out -------------------------------------------------------------------------------------------------------
 
     def _out(self, parcel: Parcel, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and done.exception() is None:
-            self.busy.discard(parcel.name)
+            self.busy.pop(parcel.name, None)
             if parcel.job is None:
                 self._left(None)
             self._due()
 
     def _end(self, job: Job) -> None:
         """A job has nothing left to do in memory: its end is written, and then it is forgotten."""
-        if not job.expanded:
+        if self.discarded and job.message.id in self.discarded:
+            self._let_go(job)
+        elif not job.expanded:
             self.ending += 1
             self._journal.finish(self._route, job.finished(), lambda: self._ended(job))
         elif job.commit is None or job.commit.done():

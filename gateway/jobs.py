@@ -26,6 +26,7 @@ class Job:
         "open",
         "parcels",
         "reason",
+        "scope",
         "size",
     )
 
@@ -44,6 +45,8 @@ class Job:
         self.hops: list[Hop] = []
         self.attempts: list[Attempt] = []
         self.reason: Reason | None = None
+        self.scope: asyncio.Timeout | None = None
+        """While its steps run and may wait: what ends them when the message is discarded."""
         self.handed_over = False
         """The target that `dead_letter` names has it."""
 

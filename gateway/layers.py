@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from pydantic import Field
 
@@ -158,14 +158,18 @@ def measured(send: Send, meters: TargetMeters, clock: Clock) -> Send:
     return measured_send
 
 
-def limited(send: Send, at_once: int) -> Send:
-    """Lets that many sends run at once; others wait in the order they came."""
+def limited(send: Send, at_once: int, discarded: Container[str] = ()) -> Send:
+    """Lets that many sends run at once; others wait in the order they came.
+
+    discarded: ids of messages that are not sent any more when their turn comes: that is a PeerError.
+    """
     running = 0
     waiting: deque[asyncio.Future[None]] = deque()
 
     async def limited_send(message: Message) -> Message | None:
         nonlocal running
-        if running >= at_once:
+        waits = running >= at_once
+        if waits:
             turn = asyncio.get_running_loop().create_future()
             waiting.append(turn)
             try:
@@ -178,6 +182,8 @@ def limited(send: Send, at_once: int) -> Send:
         else:
             running += 1
         try:
+            if waits and message.id in discarded:
+                raise PeerError("send: the message was discarded while it waited for its turn")
             return await send(message)
         finally:
             running -= 1

@@ -78,6 +78,8 @@ class Inside:
         self.meters = services.observed.route(self.name)
         self.dead_letters = DeadLetters(self.name, self.meters, services.clock)
         self.refusals = Refusals(self.name, services.clock)
+        self.discarded: set[str] = set()
+        """Messages in memory, and their children, of which nothing more is to begin: somebody discarded them."""
         self.calling = 0
         """How many calls of steps wait for their answer."""
         self.called: Callable[[], None] = _nothing
@@ -148,7 +150,7 @@ class Inside:
         send = measured(self._link(settings.sink, settings.name).send, meters, self.clock)
         if breaker is not None:
             send = guarded(send, breaker)
-        send = limited(send, self.settings.concurrency)
+        send = limited(send, self.settings.concurrency, self.discarded)
         return RunningTarget(settings, self.path(settings.steps, f"to.{settings.name}.steps"), send, breaker, meters)
 
     def _link(self, sink: Sink, name: str) -> Link:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from gateway.api.access import OPERATE, Caller, Calling
 from gateway.api.bodies import answer, moment, only, read_json
 from gateway.api.control import Control, Running
-from gateway.api.messages import poke, replay_one
+from gateway.api.messages import let_go, poke, replay_one
 from gateway.api.problems import Problem
 from gateway.failpoints import failpoint
 from gateway.journal import Filter
@@ -108,7 +108,7 @@ async def discard(request: Request, control: Running, caller: Calling) -> Respon
         done = await control.services.journal.discard(ids, caller.shown)
         control.services.observed.route(route).discarded += done
         bulk.done += done
-        poke(control.routes.get(route))
+        let_go(control.routes.get(route), ids)
 
     return await bulk.run("discarded", discarded)
 

@@ -223,6 +223,12 @@ def poke(route: Route | None) -> None:
         route.delivering.poke()
 
 
+def let_go(route: Route | None, ids: Sequence[str]) -> None:
+    """Tells a route that these messages of its were discarded. Call it before the discard is answered."""
+    if route is not None and route.delivering is not None and not route.paused:
+        route.delivering.discard(ids)
+
+
 async def _replay_edited(control: Control, route: Route, detail: Detail, wanted: Replay, caller: Caller) -> Response:
     if wanted.target is not None:
         raise Problem(422, "invalid", "target: an edited message is a new one and goes to all targets; leave it out")
@@ -253,6 +259,6 @@ async def discard(message_id: str, request: Request, control: Running, caller: C
         text = f"the message is {status_of(detail.row)}: only pending and dead ones can be discarded"
         raise Problem(409, "not_open", text)
     control.services.observed.route(detail.row.route).discarded += 1
-    poke(control.routes.get(detail.row.route))
+    let_go(control.routes.get(detail.row.route), [detail.row.id])
     log.info("discarded", extra={"message_id": detail.row.id, "route": detail.row.route, "by": caller.shown})
     return answer({"id": detail.row.id, "discarded": 1})

@@ -11,7 +11,7 @@ import pytest
 from adapters import _sqlite_browse as browsing
 from adapters import _sqlite_records as records
 from gateway import Message
-from gateway.journal import Attempt, Attempted, Expanded, Filter, Finished, Hop, Journal, Reason
+from gateway.journal import Attempt, Attempted, Change, Expanded, Filter, Finished, Hop, Journal, Reason
 from gateway.testing import ManualClock
 from tests.adapters.test_sqlite import bodies, delivery, due, keep, message, opened
 
@@ -217,6 +217,23 @@ async def test_only_dead_deliveries_are_sent_again_as_they_were_written(journal:
     assert await journal.replay([one.id], "b", "me") == 1
     assert await due(journal) == [("1", "b")]
     assert await journal.replay([one.id], None, "me") == 0  # it is not final
+
+
+async def test_what_is_written_of_a_message_after_its_discard_changes_nothing(journal: Journal) -> None:
+    stored, pending = message("1"), message("2")
+    await keep(journal, stored, pending)
+    await journal.advance("r", [Expanded(pending.id, [delivery(pending, due_at=0.0)])])
+    assert await journal.discard([stored.id, pending.id], "me") == 2
+    changes: list[Change] = [
+        Finished(stored.id, "delivered"),
+        Expanded(stored.id, [delivery(stored, due_at=0.0)]),
+        Attempted(pending.id, pending.id, "a", "delivered", 1),
+        Finished(pending.id, "dead"),
+    ]
+    for change in changes:
+        await journal.advance("r", [change])
+    assert {state: n for state, n in journal.counts()["r"].items() if n} == {"discarded": 2}
+    assert (await bodies(journal), await due(journal)) == ([], [])
 
 
 async def test_only_a_replay_of_what_was_delivered_counts_as_sent_again(journal: Journal) -> None:

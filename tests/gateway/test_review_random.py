@@ -14,6 +14,7 @@ import pytest
 from adapters.memory import box
 from gateway import Message, MessageError, PeerError
 from gateway.journal import Change, Due, Expanded, Work
+from gateway.ports import Clock
 from gateway.testing import settle
 from tests.gateway.test_delivery import Bench, sent
 from tests.memory_journal import MemoryJournal, _copied
@@ -38,8 +39,8 @@ ORDER    concurrency: 3
 class LateJournal(MemoryJournal):
     """Applies changes in their order but later, tells so later still, and answers with what was a moment ago."""
 
-    def __init__(self, bench: Bench, luck: random.Random) -> None:
-        super().__init__(bench.clock)
+    def __init__(self, clock: Clock, luck: random.Random) -> None:
+        super().__init__(clock)
         self._luck = luck
         self._applied: asyncio.Future[Any] | None = None
         self._told: asyncio.Future[Any] | None = None
@@ -120,7 +121,7 @@ class Play:
     def __init__(self, folder: Path, yaml: str, seed: int, *, refusing: bool) -> None:
         self.bench = Bench(folder, yaml)
         self.luck = random.Random(seed)
-        self.journal = self.bench.journal = LateJournal(self.bench, self.luck)
+        self.journal = self.bench.journal = LateJournal(self.bench.clock, self.luck)
         self._faults = [PeerError("away"), *([MessageError("no")] if refusing else [])]
         self._number = 0
 

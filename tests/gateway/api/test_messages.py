@@ -13,6 +13,7 @@ from gateway import Message, MessageError, PeerError
 from gateway.journal import Reason
 from gateway.testing import until
 from tests.gateway.api.desk import ROUTES, Desk, desk
+from tests.gateway.probe import plug_in, script
 
 
 async def dead_one(here: Desk, tree: Any = None, **headers: str) -> str:
@@ -238,6 +239,28 @@ async def test_a_dead_letter_is_discarded_once(tmp_path: Path) -> None:
         await here.client.post("/api/v1/dead-letters/discard", json={"all": True})
         metrics = (await here.client.get("/metrics")).text
         assert 'gateway_messages_discarded_total{route="orders"} 2.0' in metrics
+
+
+async def test_after_a_discard_is_answered_nothing_of_the_message_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_in(monkeypatch)
+    yaml = ROUTES.replace("accept:", "concurrency: 1\n    accept:", 1).replace("memory: {name: l", "probe: {name: l")
+    async with desk(tmp_path, yaml) as here:
+        release = asyncio.Event()
+
+        async def held(_: Message) -> None:
+            await release.wait()
+
+        script("ledger").does = held
+        ids = [(await here.post("orders", {"id": n})).json()["id"] for n in range(3)]
+        delivering = here.app.routes["orders"].delivering
+        assert delivering is not None
+        await until(lambda: len(delivering._jobs) == 3 and script("ledger").received)
+        assert (await here.client.delete(f"/api/v1/messages/{ids[1]}")).status_code == 200
+        release.set()
+        await until(lambda: [state(here, one) for one in ids] == ["delivered", "discarded", "delivered"])
+        assert script("ledger").trees == [{"id": 0}, {"id": 2}]
 
 
 # -- in bulk ---------------------------------------------------------------------------------------------------------
