@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from adapters._bound import sockets_at
+from adapters._handshakes import TlsServer
 from gateway import (
     Address,
     ClientTls,
@@ -87,9 +88,7 @@ async def listen(make: Callable[[], asyncio.Protocol], at: ListenAt, host: Host,
     Raises:
         ConfigError: the address can't be had, or the certificate or its key can't be used.
     """
-    secured: dict[str, Any] = {}
-    if at.tls is not None:
-        secured = {"ssl": server_context(at.tls), "ssl_handshake_timeout": host.limits.handshake}
+    secured = server_context(at.tls) if at.tls is not None else None
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         try:
@@ -97,8 +96,12 @@ async def listen(make: Callable[[], asyncio.Protocol], at: ListenAt, host: Host,
             servers = Servers()
             stack.callback(servers.close)
             for bound in sockets:
-                # Cancelled in its last turn, a create_server that also begins to serve would leave the address taken.
-                server = await loop.create_server(make, sock=bound, backlog=1024, start_serving=False, **secured)
+                server: asyncio.Server | TlsServer
+                if secured is not None:
+                    server = TlsServer(make, bound, secured, host.limits, host.clock)
+                else:
+                    # Cancelled in its last turn, one that also begins to serve would leave the address taken.
+                    server = await loop.create_server(make, sock=bound, backlog=1024, start_serving=False)
                 servers.add(server)
                 await server.start_serving()
         except OSError as error:
@@ -111,9 +114,9 @@ class Servers:
     """The servers of one address: localhost has two."""
 
     def __init__(self) -> None:
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
 
-    def add(self, server: asyncio.Server) -> None:
+    def add(self, server: asyncio.Server | TlsServer) -> None:
         """One more."""
         self._servers.append(server)
 

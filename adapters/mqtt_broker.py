@@ -17,11 +17,11 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, mo
 
 from adapters._broker import EmbeddedBroker
 from adapters._broker_client import Published
+from adapters._sockets import listen
 from gateway import (
     JSON,
     Accepted,
     Address,
-    ConfigError,
     Deferred,
     Deliver,
     Duration,
@@ -36,8 +36,6 @@ from gateway import (
     Settings,
     TopicTemplate,
     duration,
-    link_fault,
-    server_context,
 )
 
 
@@ -87,57 +85,39 @@ class Connection(Settings):
         """The broker, listening.
 
         Raises:
-            PeerError: the address can't be had now.
-            ConfigError: the certificate or its key can't be used.
+            ConfigError: the address can't be had, or the certificate or its key can't be used.
         """
         passwords = None
         if self.auth is not None:
             passwords = {name: secret.get_secret_value() for name, secret in self.auth.users}
         broker = EmbeddedBroker(host, passwords, self.session_expiry)
         connections: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+        ended = False
+
+        def stream() -> asyncio.Protocol:
+            return asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), accepted, loop=loop)
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if not server.is_serving():  # its handshake took until after the end
+            if ended:  # its handshake took until after the end
                 writer.close()
                 return
             serving = tasks.create_task(broker.serve(reader, writer), name="mqtt-broker-client")
             connections.add(serving)
             serving.add_done_callback(connections.discard)
 
-        server = await self._listening(accepted, host)
         try:
             await broker.start()
-            async with asyncio.TaskGroup() as tasks:
-                await server.start_serving()
+            async with listen(stream, self.listen, host, who="mqtt_broker") as servers, asyncio.TaskGroup() as tasks:
                 try:
-                    yield RunningBroker(broker, Address(*server.sockets[0].getsockname()[:2]))
+                    yield RunningBroker(broker, servers.address)
                 finally:
-                    server.close()
+                    ended = True
+                    servers.close()
                     for serving in connections:
                         serving.cancel()
         finally:
-            server.close()
             await broker.shutdown()
-
-    async def _listening(
-        self, accepted: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None], host: Host
-    ) -> asyncio.Server:
-        at = self.listen
-        handshake_s = host.limits.handshake if at.tls else None
-        try:
-            return await asyncio.start_server(
-                accepted,
-                at.address.host,
-                at.address.port,
-                ssl=server_context(at.tls) if at.tls else None,
-                ssl_handshake_timeout=handshake_s,
-                backlog=1024,
-                start_serving=False,
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"mqtt_broker: can't listen on {at}: {link_fault(error)}; is another program there?"
-            ) from error
 
 
 class RunningBroker:

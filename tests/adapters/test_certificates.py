@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from adapters import amqp, http, mllp, mqtt, mqtt_broker, tcp, websocket
 from gateway import Address, ConfigError, Limits, ListenAt, PeerError, ServerTls, Sink, Source, Template, TopicTemplate
-from gateway.testing import FakeHost, Inbox, arriving, opened, running
+from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
 from tests.adapters.test_tcp import free_port
 from tests.certificates import Authority, Pair
 
@@ -132,7 +134,7 @@ def server(kind: str, at: ListenAt) -> Source:
         case "http":
             return http.Source(listen=at)
         case "tcp":
-            return tcp.Source(listen=at)
+            return tcp.Source(listen=at, answer=tcp.Answer())
         case "mllp":
             return mllp.Source(listen=at)
         case "websocket":
@@ -142,7 +144,7 @@ def server(kind: str, at: ListenAt) -> Source:
 
 
 @asynccontextmanager
-async def serving(kind: str, pair: Pair, **limits: str) -> AsyncIterator[int]:
+async def serving(kind: str, pair: Pair, **limits: Any) -> AsyncIterator[int]:
     """A source of this kind that listens with this certificate; gives its port."""
     host = FakeHost(limits=Limits.model_validate(limits))
     port = free_port()
@@ -209,3 +211,72 @@ async def test_a_key_that_does_not_fit_keeps_a_listener_from_starting(tmp_path: 
     with pytest.raises(ConfigError, match="is not the private key of"):
         async with serving(kind, wrong):
             pass
+
+
+LIMITS = [
+    {"connections": 2},
+    {"connections_per_address": 2, "trusted": []},
+    {"new_connections": "2/s", "trusted": []},
+]
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize("limits", LIMITS, ids=["in all", "of one address", "a second"])
+async def test_who_never_shakes_hands_counts_as_a_connection(
+    tmp_path: Path, kind: str, limits: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = Authority(tmp_path).issue("server")
+    async with serving(kind, pair, **limits) as port, AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(connected(port, None)) for _ in range(3)]
+        async with asyncio.timeout(5):
+            with suppress(ConnectionResetError):
+                assert await streams[2][0].read() == b""
+        for reader, _ in streams[:2]:
+            with pytest.raises(TimeoutError):  # still there
+                await asyncio.wait_for(reader.read(1), 0.05)
+        await until(lambda: "connections refused" in caplog.messages)
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_handshakes_that_are_over_make_room_for_others(tmp_path: Path, kind: str) -> None:
+    authority = Authority(tmp_path)
+    trust = ssl.create_default_context(cafile=str(authority.ca))
+    async with serving(kind, authority.issue("server"), connections=1) as port:
+        for _ in range(5):
+            async with connected(port, trust):
+                pass
+        async with connected(port, None) as (reader, _):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.05)
+
+
+SPOKEN = {
+    "http": (b"GET / HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n", b"HTTP/1.1 405 "),
+    "tcp": (b"{}\n", b"OK "),
+    "mllp": (b"\x0bMSH|^~\\&|A|B|C|D|2024||ADT^A01|M1|P|2.5\r\x1c\r", b"\x0bMSH|"),
+    "mqtt_broker": (b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x00\x00\x01c", b"\x20\x02\x00\x00"),
+}
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("kind", SPOKEN)
+def test_what_comes_right_behind_a_handshake_is_heard(tmp_path: Path, kind: str, run: Callable[..., None]) -> None:
+    authority = Authority(tmp_path)
+    said, answer = SPOKEN[kind]
+
+    def ask(port: int) -> bytes:
+        # A client in one breath: its request is in the socket before the server has seen the end of the handshake.
+        trust = ssl.create_default_context(cafile=str(authority.ca))
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            trust.wrap_socket(plain, server_hostname="127.0.0.1") as client,
+        ):
+            client.settimeout(5)
+            client.sendall(said)
+            return client.recv(len(answer))
+
+    async def work() -> None:
+        async with serving(kind, authority.issue("server")) as port:
+            assert await asyncio.gather(*(asyncio.to_thread(ask, port) for _ in range(8))) == [answer] * 8
+
+    run(work())

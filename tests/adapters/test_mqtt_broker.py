@@ -578,7 +578,7 @@ async def test_tls_and_client_certificates_open_the_broker_to_other_machines(tmp
 async def test_an_address_in_use_is_a_sentence(host: FakeHost) -> None:
     async with broker(host) as found:
         taken = at(listen=ListenAt(found.address))
-        with pytest.raises(ConfigError, match="can't listen on"):
+        with pytest.raises(ConfigError, match="mqtt_broker: can't listen: "):
             async with taken.open(host):
                 pass
 
