@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import socket
 import ssl
@@ -280,3 +281,24 @@ def test_what_comes_right_behind_a_handshake_is_heard(tmp_path: Path, kind: str,
             assert await asyncio.gather(*(asyncio.to_thread(ask, port) for _ in range(8))) == [answer] * 8
 
     run(work())
+
+
+async def test_a_listener_without_descriptors_goes_on_when_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(tmp_path)
+    trust = ssl.create_default_context(cafile=str(authority.ca))
+    accept, failing = socket.socket.accept, [True, True]
+
+    def accepts(listening: socket.socket) -> Any:
+        if failing:
+            failing.pop()
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(listening)
+
+    monkeypatch.setattr("adapters._handshakes._NO_DESCRIPTOR_S", 0.05)
+    monkeypatch.setattr(socket.socket, "accept", accepts)
+    async with serving("tcp", authority.issue("server")) as port, connected(port, trust) as (reader, writer):
+        writer.write(b"{}\n")
+        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"OK ")
+    assert caplog.messages.count("no connection taken") == 2
