@@ -203,12 +203,13 @@ class Delivering:
         """Takes on what the journal has, then waits until it may have more."""
         self._wake.clear()
         self._forget_discarded()
-        self._recount = self._recount or self._dispatch.uncounted
+        lanes = self._dispatch.lanes
+        self._recount = self._recount or lanes.uncounted
         if self._recount or (self._recount_at is not None and self._journal.now() >= self._recount_at):
-            self._recount = self._dispatch.uncounted = False
-            self._dispatch.moved = set()
+            self._recount = False
+            lanes.begin_count()
             await self._journal.advance(self._route, [])  # what was handed over is counted as well
-            exact = self._dispatch.count_parked(await self._journal.lanes(self._route))
+            exact = lanes.end_count(await self._journal.lanes(self._route), self._dispatch.discarded)
             self._recount_at = None if exact else self._journal.now() + AGAIN_S
         if not self._dispatch.stopping:
             await self._load_due()

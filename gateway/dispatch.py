@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from gateway.errors import INTERNAL, MessageError, PeerError
 from gateway.failpoints import failpoint, failpoint_soon
-from gateway.jobs import Job, Lane, Parcel, ahead_of
+from gateway.jobs import Job, Parcel
 from gateway.journal import Attempt, Change, Hop, JournalBrokenError, Reason
+from gateway.lanes import Lanes
 from gateway.message import Message
 from gateway.path import Trace
 from gateway.target import Inside, RunningTarget, chosen
@@ -45,14 +46,7 @@ class Dispatch:
         """Names of written parcels in memory, with their parents: the journal must not give them out again."""
         self.seen_busy: set[tuple[str, str]] = set()
         """Those that became busy since somebody last cleared this: while the journal was asked for what is due, say."""
-        self._lanes: dict[Lane, list[Parcel]] = {}
-        """Parcels in memory by lane; the first is sent."""
-        self.parked: dict[Lane, int] = {}
-        """How many parcels of a lane are in the journal, not in memory: while there are any, others queue up there."""
-        self.moved: set[Lane] | None = None
-        """Lanes of which something was written, parked or ended while they are being counted; None: they are not."""
-        self.uncounted = False
-        """Parcels were let go of since they were counted: `parked` says more than there are."""
+        self.lanes = Lanes()
         self.discarded = inside.discarded
         self._waits = any(
             path.plain is None and not path.empty for path in (inside.steps, *(one.path for one in inside.targets))
@@ -239,38 +233,8 @@ class Dispatch:
     def give(self, parcel: Parcel) -> None:
         """Takes on a parcel that the journal gave out."""
         self.busy[parcel.name] = parcel.parent
-        lane = parcel.lane
-        if lane is not None:
-            waiting = self._lanes.setdefault(lane, [])
-            waiting.append(parcel)
-            if len(waiting) > 1:
-                return  # it was replayed while others of its lane are in memory
-        self._senders[parcel.target].put(parcel)
-
-    def count_parked(self, pending: Mapping[Lane, int]) -> bool:
-        """Takes over how many parcels of each lane the journal has pending.
-
-        Lanes that moved while it was asked may have more than it knew of, and are better thought to have too many:
-        then the next ones go through the journal, while with too few they would overtake. Whether all were counted.
-        """
-        exact = True
-        for lane in {*pending, *self.parked}:
-            waiting = (one for one in self._lanes.get(lane, ()) if one.job is not None and one.written)
-            here = sum(1 for one in waiting if one.parent not in self.discarded)
-            count = pending.get(lane, 0) - here
-            if self.moved is not None and lane in self.moved:
-                exact = False
-                count = max(count, self.parked.get(lane, 0))
-            if count > 0:
-                self.parked[lane] = count
-            else:
-                self.parked.pop(lane, None)
-        self.moved = None
-        return exact
-
-    def _move(self, lane: Lane | None) -> None:
-        if self.moved is not None and lane is not None:
-            self.moved.add(lane)
+        if self.lanes.join(parcel):  # else it was replayed while others of its lane are in memory
+            self._senders[parcel.target].put(parcel)
 
     def discard(self, ids: Iterable[str], jobs: Iterable[Job]) -> None:
         """Begins nothing more of these messages, whose end the journal has. jobs: those of them that are in memory."""
@@ -280,26 +244,19 @@ class Dispatch:
             self.discarded.update(parcel.message.id for parcel in job.parcels)
             if job.scope is not None:
                 job.scope.reschedule(asyncio.get_running_loop().time())
-        for waiting in [*self._lanes.values()]:
-            for parcel in waiting[1:]:
-                if parcel.parent in self.discarded:
-                    self._drop(parcel)
+        for parcel in self.lanes.behind(self.discarded):
+            self._drop(parcel)
 
     def _drop(self, parcel: Parcel) -> None:
         """Lets go of a parcel of a discarded message, and writes nothing: the journal may have it anew, by a replay."""
         parcel.state = "discarded"
         self.busy.pop(parcel.name, None)
-        job, lane = parcel.job, parcel.lane
-        if lane is not None:
-            self._move(lane)
-            self.uncounted = True
-            self._leave(lane, parcel)
-        if job is None:
-            self._left(None)
-        else:
+        self._send_next(self.lanes.drop(parcel))
+        job = parcel.job
+        if job is not None:
             job.open -= 1
-            if not job.open:
-                self._left(job)
+        if job is None or not job.open:
+            self._left(job)
         self._due()
 
     def _let_go(self, job: Job) -> None:
@@ -311,19 +268,15 @@ class Dispatch:
         return target in self._targets
 
     async def _enter(self, parcel: Parcel) -> None:
-        lane = parcel.lane
         if self.discarded and parcel.parent in self.discarded:
             self._drop(parcel)
-        elif lane is None:
-            self._senders[parcel.target].put(parcel)
-        elif self.parked.get(lane):
-            self._move(lane)
-            self.parked[lane] += 1
+        elif self.lanes.parked(parcel):
             await self._park([parcel])
-        elif lane in self._lanes:
-            self._lanes[lane].append(parcel)
-        else:
-            self._lanes[lane] = [parcel]
+        elif self.lanes.join(parcel):
+            self._senders[parcel.target].put(parcel)
+
+    def _send_next(self, parcel: Parcel | None) -> None:
+        if parcel is not None:
             self._senders[parcel.target].put(parcel)
 
     async def _send(self, parcel: Parcel) -> None:
@@ -412,7 +365,7 @@ class Dispatch:
             future.add_done_callback(lambda done: self._out(parcel, done))
         elif state in ("dead", "discarded"):
             await self._write(job)  # what the target would have received is kept with its dead letter
-        self._next_of(parcel)
+        self._send_next(self.lanes.ended(parcel))
         if job is not None and not job.open:
             self._end(job)
 
@@ -443,21 +396,14 @@ class Dispatch:
         if attempt is not None and parcel.job is not None and not parcel.job.expanded:
             parcel.job.attempts.append(attempt)
             attempt = None
-        lane = parcel.lane
-        if lane is None:
-            await self._park([parcel], attempt)
-            return
-        self._move(lane)
-        waiting = self._lanes.pop(lane, [parcel])
-        self.parked[lane] = self.parked.get(lane, 0) + sum(1 for one in waiting if one.job is not None)
-        await self._park(waiting, attempt)
+        await self._park(self.lanes.park(parcel), attempt)
 
     async def _park(self, parcels: list[Parcel], attempt: Attempt | None = None) -> None:
         now = self._journal.now()
         changes: list[Change] = []
         unwritten = [parcel.job for parcel in parcels if parcel.job is not None and not parcel.written]
         written = [parcel for parcel in parcels if parcel.written]
-        jobs = list(ahead_of(unwritten, self._lanes))
+        jobs = list(self.lanes.ahead_of(unwritten))
         for ahead in jobs:
             changes.append(ahead.written(now))
             self._keep_busy(ahead, parcels)
@@ -481,7 +427,7 @@ class Dispatch:
 
     def _keep_busy(self, job: Job, leaving: list[Parcel]) -> None:
         for parcel in job.parcels:
-            self._move(parcel.lane)
+            self.lanes.move(parcel.lane)
         names = [parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving]
         self.busy.update(dict.fromkeys(names, job.message.id))
         self.seen_busy.update(names)
@@ -491,7 +437,7 @@ class Dispatch:
         assert job is not None
         now = self._journal.now()
         changes: list[Change] = []
-        jobs = list(ahead_of([job], self._lanes))
+        jobs = list(self.lanes.ahead_of([job]))
         for ahead in jobs:
             changes.append(ahead.written(now))
             self._keep_busy(ahead, [])
@@ -513,32 +459,9 @@ class Dispatch:
             if any(parcel.final for parcel in job.parcels)
         ]
         now = self._journal.now()
-        changes: list[Change] = [ahead.written(now) for ahead in ahead_of(partly, self._lanes)]
+        changes: list[Change] = [ahead.written(now) for ahead in self.lanes.ahead_of(partly)]
         if changes:
             await self._journal.advance(self._route, changes)
-
-    def _next_of(self, parcel: Parcel) -> None:
-        lane = parcel.lane
-        if lane is None:
-            return
-        self._move(lane)
-        if parcel.job is None and lane in self.parked:
-            self.parked[lane] -= 1
-            if self.parked[lane] <= 0:
-                del self.parked[lane]
-        self._leave(lane, parcel)
-
-    def _leave(self, lane: Lane, parcel: Parcel) -> None:
-        """Takes a parcel out of its lane; if it was the first, the next one is sent."""
-        waiting = self._lanes.get(lane, [])
-        if parcel not in waiting:
-            return
-        first = waiting[0] is parcel
-        waiting.remove(parcel)
-        if not waiting:
-            del self._lanes[lane]
-        elif first:
-            self._senders[parcel.target].put(waiting[0])
 
     # -- out -------------------------------------------------------------------------------------------------------
 

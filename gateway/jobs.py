@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 from gateway.journal import FINAL, Attempt, Attempted, Delivery, DeliveryState, Expanded, Finished, Hop, Reason
 from gateway.message import Message
@@ -148,29 +147,3 @@ class Parcel:
         return Attempted(
             self.parent, self.message.id, self.target, self.state, self.attempts, self.due_at, attempt, self.reason
         )
-
-
-def ahead_of(jobs: list[Job], lanes: dict[Lane, list[Parcel]]) -> Iterator[Job]:
-    """These jobs and all that stand before them in a lane and are not written: oldest first, each once.
-
-    A parcel may be written only after all that are ahead of it in its lane: else a crash would turn their order round.
-    """
-    found: dict[int, Job] = {}
-
-    def visit(job: Job) -> None:
-        if id(job) in found or job.expanded:
-            return
-        for parcel in job.parcels:
-            lane = parcel.lane
-            if parcel.final or lane is None:
-                continue
-            for other in lanes.get(lane, ()):
-                if other is parcel:
-                    break
-                if other.job is not None:
-                    visit(other.job)
-        found[id(job)] = job
-
-    for job in jobs:
-        visit(job)
-    yield from found.values()

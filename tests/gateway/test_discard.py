@@ -64,7 +64,7 @@ def memory_is_empty(route: Route) -> bool:
     delivering = route.delivering
     assert delivering is not None
     dispatch = delivering._dispatch
-    return not (delivering._jobs or dispatch.busy or dispatch._lanes or dispatch.parked or dispatch.discarded)
+    return not (delivering._jobs or dispatch.busy or dispatch.lanes or dispatch.discarded)
 
 
 ONE = "    concurrency: 1\n    to: {probe: {}, retry: {attempts: 9, first_wait: 10s}}\n"
