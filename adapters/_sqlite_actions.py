@@ -23,6 +23,8 @@ from gateway.message import rfc3339
 
 MAX_ACTIONS = 200
 """What is kept of what operators did to one message."""
+FORGET = 8
+"""How many memos go at most with each new one: more than one, so that a number that was lowered is reached."""
 
 
 def _seq(tables: Tables, id: str) -> int | None:
@@ -168,16 +170,29 @@ def _note(tables: Tables, seq: int, wall_s: float, by: str, action: str) -> None
     _keep_last(tables, "actions", seq, MAX_ACTIONS)
 
 
-def remember(tables: Tables, scope: str, key: str, value: str, window_s: float) -> str:
-    """The value that is kept under this key: this one if none was, or none within its window."""
+def remember(tables: Tables, scope: str, key: str, value: str, window_s: float, most: int | None) -> str:
+    """The value that is kept under this key: this one if none was, or none within its window and the newest so many."""
     now = tables.now()
+    last = tables.memos.get(scope)
+    if last is None:
+        last = tables.execute("SELECT max(n) FROM memos WHERE scope = ?", (scope,)).get or 0
+    forgotten = -1 if most is None else last - most
     kept: str | None = tables.execute(
-        "SELECT value FROM memos WHERE scope = ? AND key = ? AND until > ?", (scope, key, now)
+        "SELECT value FROM memos WHERE scope = ? AND key = ? AND until > ? AND n > ?", (scope, key, now, forgotten)
     ).get
-    if kept is not None:
-        return kept
-    tables.execute("INSERT OR REPLACE INTO memos VALUES (?, ?, ?, ?)", (scope, key, value, now + window_s))
-    return value
+    if kept is None:
+        tables.memos[scope] = last = last + 1
+        tables.execute(
+            "INSERT OR REPLACE INTO memos (scope, key, value, until, n) VALUES (?, ?, ?, ?, ?)",
+            (scope, key, value, now + window_s, last),
+        )
+        if most is not None:
+            tables.execute(
+                "DELETE FROM memos WHERE (scope, key) IN "
+                "(SELECT scope, key FROM memos WHERE scope = ?1 AND n <= ?2 ORDER BY n LIMIT ?3)",
+                (scope, last - most, FORGET),
+            )
+    return value if kept is None else kept
 
 
 def quarantine_messages(tables: Tables, seqs: Sequence[int]) -> None:

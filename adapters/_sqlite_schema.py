@@ -68,12 +68,17 @@ CREATE INDEX memos_until ON memos (until);
 """
 # `since`: journal time from which a message's age counts. `again`: how often it was replayed after it had been
 # delivered; NULL in `messages`: it was never replayed. `only`: the one target that it was last replayed to from its
-# steps on; then its deliveries are not all that it ever had.
+# steps on; then its deliveries are not all that it ever had. `n`: memos of one scope in the order in which they came.
 _TABLES_2 = """
 ALTER TABLE messages ADD COLUMN since REAL;
 ALTER TABLE messages ADD COLUMN again INTEGER;
 ALTER TABLE messages ADD COLUMN only TEXT;
 ALTER TABLE deliveries ADD COLUMN again INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE memos ADD COLUMN n INTEGER;
+UPDATE memos SET n = numbered.n FROM
+  (SELECT scope, key, row_number() OVER (PARTITION BY scope ORDER BY until) AS n FROM memos) numbered
+  WHERE memos.scope = numbered.scope AND memos.key = numbered.key;
+CREATE INDEX memos_n ON memos (scope, n);
 """
 MIGRATIONS = (_TABLES_1, _TABLES_2)
 """What makes version n + 1 of version n."""

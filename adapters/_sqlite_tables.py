@@ -94,6 +94,8 @@ class Tables:
         """Journal time as it was persisted when this was made."""
         self.ended_from: float = 0
         """The first of the messages that became final since retention last began to look."""
+        self.memos: dict[str, int] = {}
+        """The number of the newest memo, by scope, as far as it was asked for."""
         self._next = 1
         self._deltas: dict[tuple[int, int], int] = {}
         self._known: dict[str, Place] = {}
@@ -134,6 +136,7 @@ class Tables:
         self._deltas.clear()
         self._known.clear()
         self._older.clear()
+        self.memos.clear()
         self._zone = None
         self._load()
 

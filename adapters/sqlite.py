@@ -187,8 +187,8 @@ class SqliteJournal:
         count: int = await self._call(lambda tables: actions.discard(tables, ids, by, wall_s))
         return count
 
-    async def remember(self, scope: str, key: str, value: str, window_s: float) -> str:
-        kept: str = await self._call(lambda tables: actions.remember(tables, scope, key, value, window_s))
+    async def remember(self, scope: str, key: str, value: str, window_s: float, most: int | None = None) -> str:
+        kept: str = await self._call(lambda tables: actions.remember(tables, scope, key, value, window_s, most))
         return kept
 
     # -- what is asked of it -----------------------------------------------------------------------------------------

@@ -292,9 +292,10 @@ class Journal(Protocol):
         """Dead and pending messages become discarded. Returns how many; their bodies are kept until retention."""
         ...
 
-    async def remember(self, scope: str, key: str, value: str, window_s: float) -> str:
+    async def remember(self, scope: str, key: str, value: str, window_s: float, most: int | None = None) -> str:
         """The value that is kept under this key: this one if none was, else the earlier one (within the window).
 
-        For `Idempotency-Key` and `dedupe`: survives a crash.
+        most: how many keys of the scope are known, those that came last; None: however many. For `Idempotency-Key`
+        and `dedupe`: survives a crash.
         """
         ...

@@ -69,9 +69,9 @@ class Binding(Protocol):
         """A best-effort hand-over to a sink that the route holds open: dropped and counted when full."""
         ...
 
-    def remember(self, place: str, window_s: float) -> Callable[[str, str], Awaitable[str]]:
+    def remember(self, place: str, window_s: float, most: int) -> Callable[[str, str], Awaitable[str]]:
         """A memory on disk of this place: called with a key and a value, it gives the first value of that key, which
-        is this one when the key is new or was last set longer than the window ago."""
+        is this one when the key is new, was last set longer than the window ago, or is not among the `most` newest."""
         ...
 
 

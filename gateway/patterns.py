@@ -251,8 +251,8 @@ class Try(Settings):
 class Dedupe(Settings):
     """Idempotent Consumer: a message that came before, within a window, is acknowledged and goes no further.
 
-    What came before is remembered on disk. A message whose `by` is empty can't be compared, and goes on. A message
-    that runs again after a crash, or is replayed, is no duplicate of itself.
+    What came before is remembered on disk, for a time and up to a number. A message whose `by` is empty can't be
+    compared, and goes on. A message that runs again after a crash, or is replayed, is no duplicate of itself.
     """
 
     word: ClassVar[str] = "dedupe"
@@ -261,10 +261,13 @@ class Dedupe(Settings):
         None, description="what makes two messages the same; default: the sender's own id, `message.sender_id`"
     )
     window: Duration = Field(duration("24h"), gt=0, description="how long a message is remembered after it came first")
+    max_count: int = Field(
+        1_000_000, ge=1, description="how many are remembered; when there are more, those that came first are forgotten"
+    )
 
     def bind(self, binding: Binding, place: str) -> Walk:
         """The pattern as it runs."""
-        remember = binding.remember(place, self.window)
+        remember = binding.remember(place, self.window, self.max_count)
 
         async def walk(message: Message, trace: Trace | None) -> list[Message]:
             value = message.sender_id if self.by is None else self.by(message)

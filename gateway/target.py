@@ -128,7 +128,7 @@ class Inside:
         self._taps.append(tap)
         return tap.put
 
-    def remember(self, place: str, window_s: float) -> Callable[[str, str], Awaitable[str]]:
+    def remember(self, place: str, window_s: float, most: int) -> Callable[[str, str], Awaitable[str]]:
         """A memory on disk of one place of this route. For a message that is stored it waits until there is room."""
         journal, scope = self.services.journal, f"{self.name}.{place}"
         patient = self.settings.ack == "stored" and not place.startswith("accept")
@@ -136,7 +136,7 @@ class Inside:
         async def remember(key: str, value: str) -> str:
             while True:
                 try:
-                    return await journal.remember(scope, key, value, window_s)
+                    return await journal.remember(scope, key, value, window_s, most)
                 except JournalFullError:
                     if not patient:
                         raise

@@ -286,12 +286,16 @@ class MemoryJournal:
                 count += 1
         return count
 
-    async def remember(self, scope: str, key: str, value: str, window_s: float) -> str:
+    async def remember(self, scope: str, key: str, value: str, window_s: float, most: int | None = None) -> str:
         if self.full:
             raise JournalFullError("journal: no room; free some disk space")
+        known = [name for name in self._memos if name[0] == scope]
+        for name in known[:-most] if most is not None else ():
+            del self._memos[name]
         kept, until = self._memos.get((scope, key), ("", 0.0))
         if until <= self.now():
             kept = value
+            self._memos.pop((scope, key), None)
             self._memos[scope, key] = value, self.now() + window_s
         return kept
 

@@ -391,6 +391,51 @@ async def test_a_value_is_remembered_within_its_window(tmp_path: Path) -> None:
         assert await journal.remember("s", "k", "third", 60) == "third"
 
 
+async def test_only_the_newest_values_of_a_place_are_remembered(journal: Journal) -> None:
+    for key in "abc":
+        assert await journal.remember("s", key, f"first {key}", 60, 3) == f"first {key}"
+        assert await journal.remember("other", key, "theirs", 60) == "theirs"
+    assert await journal.remember("s", "a", "again", 60, 3) == "first a"
+    assert await journal.remember("s", "d", "first d", 60, 3) == "first d"
+    assert await journal.remember("s", "b", "again", 60, 3) == "first b"
+    assert await journal.remember("s", "a", "second a", 60, 3) == "second a"
+    assert await journal.remember("s", "b", "second b", 60, 3) == "second b"
+    assert await journal.remember("s", "d", "again", 60, 3) == "first d"
+    assert await journal.remember("other", "a", "again", 60) == "theirs"
+
+
+async def test_how_many_are_remembered_holds_after_opening_again_and_when_it_becomes_less(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        for n in range(100):
+            await journal.remember("s", str(n), "first", 60, 100)
+    async with opened(tmp_path) as journal:
+        assert await journal.remember("s", "0", "again", 60, 100) == "first"
+        assert await journal.remember("s", "89", "again", 60, 10) == "again"
+        assert await journal.remember("s", "90", "again", 60, 10) == "again"
+        assert await journal.remember("s", "93", "again", 60, 10) == "first"
+        for n in range(100, 130):
+            await journal.remember("s", str(n), "first", 60, 10)
+        count: int = journal._tables.connection.execute("SELECT count(*) FROM memos").get  # type: ignore[attr-defined]
+        assert count == 10
+
+
+async def test_what_is_forgotten_for_its_number_is_found_without_a_look_at_all(sqlite: Journal) -> None:
+    connection = sqlite._tables.connection  # type: ignore[attr-defined]
+    asked: list[str] = []
+
+    def noted(cursor: Any, _sql: str, _values: object) -> bool:
+        asked.append(cursor.expanded_sql)
+        return True
+
+    connection.exec_trace = noted
+    await sqlite.remember("s", "k", "v", 60, 3)
+    connection.exec_trace = None
+    memos = [sql for sql in asked if "memos" in sql and "until < " not in sql]
+    assert [sql.split()[0] for sql in memos] == ["SELECT", "SELECT", "INSERT", "DELETE"]
+    plans = [step for sql in memos for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()]
+    assert [step for step in plans if step.startswith("SCAN")] == []
+
+
 async def test_a_message_stored_twice_at_once_ends_once_however_many_are_known(
     sqlite: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

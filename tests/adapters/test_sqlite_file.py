@@ -141,9 +141,12 @@ async def test_a_journal_of_version_1_is_taken_over(tmp_path: Path) -> None:
         await keep(journal, stored, tried)
         parcel = Delivery(parent=tried.id, target="a", message=tried, due_at=0.0)
         await journal.advance("r", [Expanded(tried.id, [parcel])])
+        for n in range(3):
+            await journal.remember("s", str(n), "first", 60 + n)
     older = apsw.Connection(str(tmp_path / schema.FILE))
     for table, column in (("messages", "since"), ("messages", "again"), ("messages", "only"), ("deliveries", "again")):
         older.execute(f"ALTER TABLE {table} DROP COLUMN {column}").fetchall()
+    older.execute("DROP INDEX memos_n; ALTER TABLE memos DROP COLUMN n").fetchall()
     older.execute("DELETE FROM counts WHERE route = 0 AND state > 1").fetchall()
     older.pragma("user_version", 1)
     older.close()
@@ -153,6 +156,7 @@ async def test_a_journal_of_version_1_is_taken_over(tmp_path: Path) -> None:
         (item,) = await journal.due("r", [], 10)
         assert (item.delivery.message.body, item.delivery.message.since) == (b"tried", 999_500.0)
         assert journal.now() == 1_000_000.0
+        assert [await journal.remember("s", key, "again", 60, 2) for key in "120"] == ["first", "first", "again"]
 
 
 async def test_pages_that_break_while_it_runs_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,15 @@ def test_a_choose_without_branches_is_a_complaint(tmp_path: Path) -> None:
     assert "routes.r.steps[0].choose: " in complaints(tmp_path, "- choose: []")
 
 
+# --- dedupe
+
+
+async def test_of_messages_that_come_again_only_the_newest_are_known(bench: Bench) -> None:
+    yaml = "- dedupe: {by: body.n, max_count: 2}"
+    trees = [{"n": n} for n in (1, 1, 2, 1, 3, 2, 1)]
+    assert await sent(bench, yaml, *trees) == [{"n": n} for n in (1, 2, 3, 1)]
+
+
 # --- split
 
 
