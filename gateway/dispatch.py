@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
-from gateway.errors import INTERNAL, MessageError, PeerError
+from gateway.errors import MessageError, PeerError
 from gateway.failpoints import failpoint, failpoint_soon
 from gateway.jobs import Job, Parcel
-from gateway.journal import Attempt, Change, Hop, JournalBrokenError, Reason
+from gateway.journal import Attempt, Change, JournalBrokenError, Reason
 from gateway.lanes import Lanes
 from gateway.message import Message
-from gateway.path import Trace
-from gateway.target import Inside, RunningTarget, chosen
+from gateway.packing import Packing
+from gateway.target import Inside
 from gateway.workers import Workers
 
 log = logging.getLogger("gateway.delivery")
@@ -38,10 +38,8 @@ class Dispatch:
         self._due = due
         self._targets = {target.name: target for target in inside.targets}
         self._alone = len(inside.targets) == 1
-        self._only = inside.only if inside.steps.empty or inside.steps.plain is not None else None
-        """The target of all that comes out of the steps, as it is: then there is nothing to choose or to split up."""
         self._pure = inside.steps.pure and all(target.path.pure for target in inside.targets)
-        self._tracing = self._settings.history != "off"
+        self._packing = Packing(inside)
         self.busy: dict[tuple[str, str], str] = {}
         """Names of written parcels in memory, with their parents: the journal must not give them out again."""
         self.seen_busy: set[tuple[str, str]] = set()
@@ -125,7 +123,7 @@ class Dispatch:
         if self._waits:
             await self._parcelled_unless_discarded(job)
         else:
-            await self._parcelled(job)
+            await self._packing.pack(job)
         if self.discarded and job.message.id in self.discarded:
             self._let_go(job)
             return
@@ -143,90 +141,16 @@ class Dispatch:
             for parcel in [parcel for parcel in job.parcels if not parcel.final]:
                 await self._enter(parcel)
 
-    async def _parcelled(self, job: Job) -> None:
-        """Runs its steps and those of its targets: then it has its parcels, or the reason why there are none."""
-        outs = (job.message,) if self._inside.steps.empty else await self._outs(job)
-        failpoint("steps.inside")
-        if outs and self._only is not None and job.only is None:
-            job.parcels = [Parcel(job, job.message.id, outs[0], self._only.name, job.message.key)]
-            job.open = 1
-        elif outs:
-            await self._split_up(job, outs)
-
     async def _parcelled_unless_discarded(self, job: Job) -> None:
         scope = job.scope = asyncio.timeout(None)
         try:
             async with scope:
-                await self._parcelled(job)
+                await self._packing.pack(job)
         except TimeoutError:
             if not scope.expired():
                 raise
         finally:
             job.scope = None
-
-    async def _outs(self, job: Job) -> Sequence[Message]:
-        """What comes out of the route's steps; nothing: filtered, or dead with `job.reason`."""
-        steps, message = self._inside.steps, job.message
-        trace = self._trace(job)
-        try:
-            if steps.plain is not None:
-                after = steps.plain(message) if trace is None else steps.plain.traced(message, trace)
-                return () if after is None else (after,)
-            return (message,) if steps.empty else await steps(message, trace)
-        except MessageError as error:
-            job.reason = Reason(error.code, str(error), error.place, error.told)
-        except PeerError as error:
-            job.reason = Reason("retries", str(error), "steps", error.for_sender)
-        except Exception:
-            job.reason = self._internal(message, "steps")
-        if trace is not None:
-            job.hops.append(Hop(job.reason.place or "steps", "failed"))
-        return ()
-
-    def _trace(self, job: Job) -> Trace | None:
-        return Trace(job.hops, self._settings.history) if self._tracing else None
-
-    def _internal(self, message: Message, place: str) -> Reason:
-        log.exception("message failed", extra={"route": self._route, "message_id": message.id})
-        self._inside.meters.errors += 1
-        return Reason("internal", INTERNAL, place)
-
-    async def _split_up(self, job: Job, outs: Sequence[Message]) -> None:
-        parcels: list[Parcel] = []
-        for out in outs:
-            try:
-                targets = chosen(self._inside, out)
-            except MessageError as error:
-                kind = "unmatched" if error.place is None else error.code
-                job.reason = Reason(kind, str(error), error.place, error.told)
-                return
-            if job.only is not None:
-                targets = [target for target in targets if target.name == job.only]
-            for target in targets:
-                parcels += await self._packed(job, target, out)
-        job.parcels = parcels  # all at once: a stop must not find some of them
-        job.open = sum(not parcel.final for parcel in parcels)
-        job.reason = next((parcel.reason for parcel in parcels if parcel.final), None)
-        if job.only is not None and not parcels:
-            job.reason = Reason("unmatched", f"replay: the target {job.only} does not take this message", job.only)
-
-    async def _packed(self, job: Job, target: RunningTarget, out: Message) -> list[Parcel]:
-        key, parent, place = job.message.key, job.message.id, f"to.{target.name}.steps"
-        try:
-            made = await target.made_of(out, self._trace(job))
-            return [Parcel(job, parent, message, target.name, key) for message in made]
-        except MessageError as error:
-            reason = Reason(error.code, str(error), error.place or place, error.told)
-        except PeerError as error:
-            reason = Reason("retries", str(error), place, error.for_sender)
-        except Exception:
-            reason = self._internal(out, place)
-        parcel = Parcel(job, parent, out, target.name, key)
-        parcel.state, parcel.reason = "dead", reason
-        if self._tracing:
-            job.hops.append(Hop(reason.place or place, "failed"))
-        self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
-        return [parcel]
 
     # -- lanes and sends -------------------------------------------------------------------------------------------
 
@@ -383,7 +307,7 @@ class Dispatch:
             log.warning("dead letter kept in the journal", extra=extra)
             return False
         except Exception:
-            self._internal(message, target.name)
+            self._packing.internal(message, target.name)
             return False
         return True
 
