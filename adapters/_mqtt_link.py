@@ -217,6 +217,7 @@ class Link(asyncio.Protocol):
             return
         if self._error is None:
             self._error = PeerError(f"{self._peer}: the connection is closed", reconnect=True)
+            self._outbox.close(self._error)  # who still sends would wait for an answer that can't come
             if not transport.is_closing():
                 transport.write(b"".join(self._out) + self._writer.disconnect())
             transport.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from gateway.clock import SystemClock
 from gateway.errors import MessageError
 from gateway.formats import formats_with
 from gateway.limits import Limits
+from gateway.links import Shares
 from gateway.message import Accepted, Formats, Message, Outcome, Principal
 from gateway.ports import Clock, Credentials, Deliver, Send, Shared, Sink, Source
 
@@ -80,7 +81,7 @@ async def until(condition: Callable[[], object], *, timeout_s: float = 10.0) -> 
 
 
 class FakeHost:
-    """A Host for one component alone: shares by opening once per equal settings, knows the principals it is given."""
+    """A Host for one component alone: shares as the engine does, knows the principals it is given."""
 
     def __init__(
         self,
@@ -102,23 +103,10 @@ class FakeHost:
         self.refusals: list[tuple[str, str]] = []
         self.outcomes: dict[str, Outcome | None] = {}
         self._principals = principals or {}
-        self._open: dict[object, tuple[Any, AsyncExitStack, int]] = {}
+        self._shares = Shares()  # the engine's own: who fakes it makes races that no component has to live with
 
-    @asynccontextmanager
-    async def share(self, what: Shared[T]) -> AsyncIterator[T]:
-        if what not in self._open:
-            stack = AsyncExitStack()
-            self._open[what] = (await stack.enter_async_context(what.open(self)), stack, 0)
-        value, stack, users = self._open[what]
-        self._open[what] = (value, stack, users + 1)
-        try:
-            yield value
-        finally:
-            value, stack, users = self._open[what]
-            self._open[what] = (value, stack, users - 1)
-            if users == 1:
-                del self._open[what]
-                await stack.aclose()
+    def share(self, what: Shared[T]) -> AbstractAsyncContextManager[T]:
+        return self._shares.lease(what, self)
 
     async def identify(self, credentials: Credentials) -> Principal:
         try:

@@ -222,6 +222,22 @@ async def test_a_link_lost_before_the_acknowledgement_is_a_failed_attempt(host: 
         assert lost.value.reconnect
 
 
+async def test_a_send_under_way_when_the_link_is_closed_and_one_after_it_are_errors_at_once(host: FakeHost) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.expect(CONNECT)
+        peer.say(CONNECTED)
+        await forever(peer)
+
+    async with broker(script) as connection:
+        async with opened(sink(connection), host) as send:
+            waiting = asyncio.ensure_future(send(arriving(host)))
+            await asyncio.sleep(0)
+        for sending in (waiting, send(arriving(host))):
+            with pytest.raises(PeerError, match="the connection is closed") as closed:
+                await asyncio.wait_for(sending, 2)
+            assert closed.value.reconnect
+
+
 async def test_a_message_larger_than_the_broker_takes_is_not_sent(host: FakeHost) -> None:
     async def script(peer: Peer) -> None:
         await peer.expect(CONNECT)

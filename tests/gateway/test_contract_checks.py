@@ -18,12 +18,47 @@ from gateway.testing import (
     SINK_CHECKS,
     SOURCE_CHECKS,
     Check,
+    FakeHost,
     FormatBench,
     SinkBench,
     SourceBench,
     checks_for,
     settle,
 )
+
+
+class Slow:
+    """Something to share that takes a few turns to open."""
+
+    opened = 0
+
+    @asynccontextmanager
+    async def open(self, host: Host) -> AsyncIterator[list[str]]:
+        del host
+        await settle(5)
+        self.opened += 1
+        state = ["open"]
+        try:
+            yield state
+        finally:
+            state.append("closed")
+
+
+async def test_two_who_share_at_the_same_time_have_one_until_both_have_left() -> None:
+    host, slow, left = FakeHost(), Slow(), asyncio.Event()
+
+    async def first() -> None:
+        async with host.share(slow):
+            await left.wait()
+
+    async def second() -> list[str]:
+        async with host.share(slow) as state:
+            left.set()
+            await settle()
+            return list(state)
+
+    _, state = await asyncio.gather(first(), second())
+    assert (slow.opened, state) == (1, ["open"])
 
 
 class Line:
