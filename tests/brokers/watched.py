@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import pamqp.frame
@@ -100,7 +101,7 @@ class WatchedProxy(Proxy):
         super().__init__(target_port)
         self._there = target_port
         self._watching = watching
-        self._watches: dict[asyncio.Task[Any], Watch] = {}
+        self._watch: ContextVar[Watch] = ContextVar("watch")  # each connection has a task, and so a context of its own
 
     async def lose(self) -> None:
         """The broker is gone, for all who come through here."""
@@ -119,18 +120,12 @@ class WatchedProxy(Proxy):
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         watch = self._watching()
         reader.read = _seen(reader.read, watch.up)  # type: ignore[method-assign,assignment]
-        task = asyncio.current_task()
-        assert task is not None
-        self._watches[task] = watch
-        try:
-            await super()._connected(reader, writer)
-        finally:
-            del self._watches[task]
+        self._watch.set(watch)
+        await super()._connected(reader, writer)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
         if gate is self._down:
-            parent = next(reversed(self._watches.values()))
-            reader.read = _seen(reader.read, parent.down)  # type: ignore[method-assign,assignment]
+            reader.read = _seen(reader.read, self._watch.get().down)  # type: ignore[method-assign,assignment]
         await super()._pass(reader, writer, gate)
 
 
