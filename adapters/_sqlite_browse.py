@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,15 +31,23 @@ from adapters._sqlite_records import (
     search_text,
     sound_message,
 )
-from adapters._sqlite_tables import ZONE_BITS
-from gateway.journal import Attempt, Delivery, Detail, Filter, Hop, Row
+from adapters._sqlite_tables import NEXT, ZONE_BITS
+from gateway.journal import Attempt, Delivery, Detail, Filter, Hop, Page, Row
 from gateway.message import Message
 
 log = logging.getLogger("gateway.journal")
 
 SLICE = 1000
 """How many messages are looked at in one look into the file: it must not hold the log back for long."""
+WIDTH = 1 << 14
+"""Among how many places of the list one look searches at first: fewer when that takes long, more when it is quick."""
+QUICK_S, LONG_S = 0.005, 0.02
+PAGE_S = 0.1
+"""How long one page is searched for. Whoever wants more goes on from there; others have their turn meanwhile."""
 _END = 1 << 62
+
+Source = tuple[str, list[Any]]
+"""A statement that gives (place in the list, number), and its values but for the last three: from, to, count."""
 
 _FOUND = (
     "SELECT m.seq, r.name, m.id, m.received, m.envelope, length(m.body), s.state, s.reason "
@@ -46,20 +55,28 @@ _FOUND = (
 )
 
 
-def browse(connection: apsw.Connection, wanted: Filter, cursor: str | None, limit: int) -> list[Row]:
-    """The newest messages that are wanted, after the cursor. Raises ValueError when that is none of ours."""
+def browse(connection: apsw.Connection, wanted: Filter, cursor: str | None, limit: int) -> Page:
+    """The newest messages that are wanted, after the cursor: as far as they are found in `PAGE_S`.
+
+    Raises:
+        ValueError: the cursor is none of ours.
+    """
     before = _END
     if cursor is not None:
         if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
             raise ValueError(f"cursor: {cursor!r:.40} is none of ours")
         before = int(cursor)
+    until_s = time.monotonic() + PAGE_S
     rows: list[Row] = []
+    sources = list(_sources(connection, wanted))
     for first, end in _ranges(connection, wanted, before):
-        for keys in _slices(connection, wanted, first, end, limit - len(rows)):
-            rows += _rows(connection, wanted, keys, limit - len(rows))
-            if len(rows) >= limit:
-                return rows
-    return rows
+        for keys, reached in _slices(connection, wanted, sources, first, end, limit + 1 - len(rows)):
+            rows += _rows(connection, wanted, keys, limit + 1 - len(rows))
+            if len(rows) > limit:
+                return Page(rows[:limit], rows[limit - 1].cursor)
+            if time.monotonic() >= until_s:
+                return Page(rows, str(reached))
+    return Page(rows)
 
 
 def _rows(connection: apsw.Connection, wanted: Filter, keys: dict[int, int], limit: int) -> Iterator[Row]:
@@ -67,6 +84,8 @@ def _rows(connection: apsw.Connection, wanted: Filter, keys: dict[int, int], lim
     if wanted.text is not None:
         keys = _with_text(connection, wanted.text.lower(), keys)
     some = list(keys)[:limit]
+    if not some:
+        return
     found: list[Any] = connection.execute(f"{_FOUND} ({','.join('?' * len(some))})", some).fetchall()
     for line in sorted(found, key=lambda line: -keys[line[0]]):
         yield _row(line, keys[line[0]])
@@ -77,9 +96,7 @@ def _with_text(connection: apsw.Connection, text: str, keys: dict[int, int]) -> 
     lines: list[Any] = connection.execute(
         f"SELECT seq, envelope FROM messages WHERE seq IN ({marks})", list(keys)
     ).fetchall()
-    # most have it nowhere in their bytes, which is seen ten times as fast
-    plain = text.encode() if text.isascii() and ": " not in text and "\n" not in text else b""
-    found = {seq for seq, envelope in lines if plain in envelope.lower() and text in _text_of(envelope)}
+    found = {seq for seq, envelope in lines if text in _text_of(envelope)}
     return {seq: key for seq, key in keys.items() if seq in found}
 
 
@@ -115,8 +132,11 @@ def _row(line: Sequence[Any], key: int) -> Row:
 
 def _ranges(connection: apsw.Connection, wanted: Filter, before: int) -> Iterator[tuple[int, int]]:
     """Where to look, newest first: all, or only where something of the time that is wanted may be."""
+    lowest: int = connection.execute("SELECT coalesce(min(seq), 0) FROM messages").get
+    highest: Any = connection.execute("SELECT n FROM counts WHERE route = ? AND state = ?", NEXT).get
+    before = min(before, _END if highest is None else highest)
     if (wanted.since_s is None and wanted.until_s is None) or wanted.status == "pending":
-        yield 0, before  # those that were replayed wait elsewhere than where their time is
+        yield lowest, before  # those that were replayed wait elsewhere than where their time is
         return
     zones: list[Any] = connection.execute(
         "SELECT zone FROM zones WHERE high >= ? AND low <= ? ORDER BY zone DESC",
@@ -128,30 +148,36 @@ def _ranges(connection: apsw.Connection, wanted: Filter, before: int) -> Iterato
             yield first, min(end, before)
 
 
-def _slices(connection: apsw.Connection, wanted: Filter, first: int, end: int, limit: int) -> Iterator[dict[int, int]]:
-    """Messages that may be wanted, newest first: their numbers, and their places in the list."""
-    sources = list(_sources(connection, wanted))
+def _slices(
+    connection: apsw.Connection, wanted: Filter, sources: Sequence[Source], first: int, end: int, limit: int
+) -> Iterator[tuple[dict[int, int], int]]:
+    """Messages that may be wanted, newest first: their numbers and places in the list; and what was reached in it."""
     count = min(SLICE, limit if wanted.text is None else SLICE)
+    width = WIDTH
     while first < end:
+        began_s = time.monotonic()
+        low = max(first, end - width)
         found: list[tuple[int, int]] = []
         full = False
         for sql, values in sources:
-            some: list[Any] = connection.execute(sql, (*values, first, end, count)).fetchall()
+            some: list[Any] = connection.execute(sql, (*values, low, end, count)).fetchall()
             full = full or len(some) == count
             found += some
         best = sorted(found, reverse=True)[:count]
-        if best:
-            yield {seq: key for key, seq in best}
-        if not full or not best:
-            return
-        end = best[-1][0]
+        end = best[-1][0] if full or len(found) > count else low
+        yield {seq: key for key, seq in best}, end
+        took_s = time.monotonic() - began_s
+        if not full and took_s < QUICK_S:
+            width *= 4
+        elif took_s > LONG_S:
+            width = max(width // 4, SLICE)
 
 
 # -- where messages of a state are -------------------------------------------------------------------------------------
 
 
-def _sources(connection: apsw.Connection, wanted: Filter) -> Iterator[tuple[str, list[Any]]]:
-    """Statements that give (place in the list, number), and their values but for the last three: from, to, count."""
+def _sources(connection: apsw.Connection, wanted: Filter) -> Iterator[Source]:
+    """What to ask for what is wanted."""
     route: Any = None
     if wanted.route is not None:
         route = connection.execute("SELECT route FROM routes WHERE name = ?", (wanted.route,)).get
@@ -160,9 +186,9 @@ def _sources(connection: apsw.Connection, wanted: Filter) -> Iterator[tuple[str,
     if wanted.correlation_id is not None:
         yield _correlated(wanted, route)
     elif wanted.status is None and wanted.reason is None:
-        yield _statement(wanted, "messages m", "m.seq", "m.received", [("m.route = ?", route)])
+        yield _statement(wanted, "messages m", "m.seq", "m.received", [("m.route = ?", route), _in_bytes(wanted)])
     elif wanted.status == "delivered":
-        where = [("s.state = ?", DELIVERED), ("s.route = ?", route)]
+        where = [("s.state = ?", DELIVERED), ("s.route = ?", route), _in_bytes(wanted)]
         yield _statement(wanted, "states s JOIN messages m USING (seq)", "s.seq", "m.received", where)
     elif wanted.status is None:
         for state in (PENDING, FILTERED, EXPIRED, DEAD, DISCARDED):  # nothing else has a reason
@@ -173,7 +199,14 @@ def _sources(connection: apsw.Connection, wanted: Filter) -> Iterator[tuple[str,
             yield from _of_stored(connection, wanted, route)
 
 
-def _of_state(wanted: Filter, route: int | None, state: int) -> tuple[str, list[Any]]:
+def _in_bytes(wanted: Filter) -> tuple[str, Any]:
+    """Most messages have the text nowhere in their bytes, which SQLite sees at once, and without holding up others."""
+    text = wanted.text
+    plain = text is not None and text.isascii() and ": " not in text and "\n" not in text
+    return "instr(lower(m.envelope), ?) > 0", text.lower() if plain and text is not None else None
+
+
+def _of_state(wanted: Filter, route: int | None, state: int) -> Source:
     # the index has all states but delivered, and is used only where that is said
     where: list[tuple[str, Any]] = [("s.state = ? AND s.state <> 2", state), ("s.route = ?", route)]
     if wanted.text is not None:
@@ -181,7 +214,7 @@ def _of_state(wanted: Filter, route: int | None, state: int) -> tuple[str, list[
     return _statement(wanted, "states s", "s.seq", "s.received", where)
 
 
-def _correlated(wanted: Filter, route: int | None) -> tuple[str, list[Any]]:
+def _correlated(wanted: Filter, route: int | None) -> Source:
     where: list[tuple[str, Any]] = [("m.correlation = ?", wanted.correlation_id), ("m.route = ?", route)]
     if wanted.status == "pending":
         where.append(("coalesce(s.state, 0) <= ?", PENDING))
@@ -191,7 +224,7 @@ def _correlated(wanted: Filter, route: int | None) -> tuple[str, list[Any]]:
     return _statement(wanted, table, "m.seq", "m.received", where)
 
 
-def _of_stored(connection: apsw.Connection, wanted: Filter, route: int | None) -> Iterator[tuple[str, list[Any]]]:
+def _of_stored(connection: apsw.Connection, wanted: Filter, route: int | None) -> Iterator[Source]:
     """One statement for each route and urgency: each is in the order of turns already."""
     routes: list[Any] = connection.execute("SELECT route FROM routes").fetchall()
     for (number,) in routes if route is None else [(route,)]:
@@ -202,13 +235,11 @@ def _of_stored(connection: apsw.Connection, wanted: Filter, route: int | None) -
             ).get
             if urgency is None:
                 break
-            where = [("t.route = ?", number), ("t.urgency = ?", urgency)]
+            where = [("t.route = ?", number), ("t.urgency = ?", urgency), _in_bytes(wanted)]
             yield _statement(wanted, "stored t JOIN messages m USING (seq)", "t.turn", "m.received", where)
 
 
-def _statement(
-    wanted: Filter, table: str, key: str, received: str, where: list[tuple[str, Any]]
-) -> tuple[str, list[Any]]:
+def _statement(wanted: Filter, table: str, key: str, received: str, where: list[tuple[str, Any]]) -> Source:
     given = [
         *where,
         ("s.kind = ?", wanted.reason),

@@ -38,7 +38,8 @@ OPEN_DELIVERIES = len(STATES)
 """In `counts`, beside the states: how many deliveries of a route are pending."""
 ZONE_BITS = 12
 _CLOCK = (0, 0)
-_NEXT = (0, 1)
+NEXT = (0, 1)
+"""In `counts`: the number after the highest that was given, to a message or a turn."""
 _WALL, _MONOTONIC = (0, 2), (0, 3)
 """What the machine's clocks showed at `_CLOCK`, all in milliseconds."""
 
@@ -111,14 +112,14 @@ class Tables:
         wall_s = None if wall_ms is None else wall_ms / 1000
         self.noted = Noted((journal_ms or 0) / 1000, wall_s, (monotonic_ms or 0) / 1000)
         highest = self.execute("SELECT max(seq) FROM messages").get or 0
-        self._next = max(self._next, counts.pop(_NEXT, 1), highest + 1)
+        self._next = max(self._next, counts.pop(NEXT, 1), highest + 1)
         self.counts = counts
 
     # -- transactions ------------------------------------------------------------------------------------------------
 
     def close_books(self) -> None:
         """Writes what the transaction changed in the counts: the last thing before it is committed."""
-        rows: list[int] = [*_NEXT, self._next]
+        rows: list[int] = [*NEXT, self._next]
         for key, seconds in zip((_CLOCK, _WALL, _MONOTONIC), self.now.note(), strict=True):
             rows += (*key, int((seconds or 0.0) * 1000))
         for key, delta in self._deltas.items():

@@ -1,6 +1,7 @@
 """The journal in one SQLite file, `gateway.db`, in the data folder: durable by group commit of one writer thread.
 
-One connection writes and checkpoints; one reads for the delivery and one for people, each in a thread of its own.
+One connection writes and checkpoints; one reads for the delivery, one for lists and one for single messages, each in a
+thread of its own.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from gateway.journal import (
     Finished,
     Journal,
     JournalBrokenError,
+    Page,
     Reason,
-    Row,
     State,
     Work,
 )
@@ -75,7 +76,7 @@ async def open_journal(
         time.begin(tables.noted)
         journal = SqliteJournal(tables, upkeep, clock, time, _once(on_broken))
         stack.push_async_callback(journal.close)
-        for name in ("delivery", "browse"):
+        for name in ("delivery", "browse", "find"):
             with schema.plain(path):
                 journal.add_reader(name, schema.connect(path, schema.READER_CACHE_KIB, reads_only=True))
         yield journal
@@ -252,10 +253,10 @@ class SqliteJournal:
             return {}
         return await self._readers["delivery"].call(lambda connection: reading.lanes(connection, number[0]))
 
-    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
+    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Page:
         self._check()
         return await self._readers["browse"].call(lambda connection: browsing.browse(connection, wanted, cursor, limit))
 
     async def find(self, id: str) -> Detail | None:
         self._check()
-        return await self._readers["browse"].call(lambda connection: browsing.find(connection, id))
+        return await self._readers["find"].call(lambda connection: browsing.find(connection, id))

@@ -167,6 +167,14 @@ class Row(Struct, kw_only=True):
     """Where the next page begins when this is the last row of one."""
 
 
+class Page(Struct, frozen=True):
+    """A part of a list."""
+
+    rows: Sequence[Row]
+    next: str | None = None
+    """The cursor of what follows; None: nothing does."""
+
+
 class Detail(Struct, kw_only=True):
     """All that is known of one message."""
 
@@ -270,8 +278,12 @@ class Journal(Protocol):
         """How many messages of each route are in each state, those that retention removed included: the books."""
         ...
 
-    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
-        """Newest first, `limit` at most, those after the cursor. Raises ValueError: that is none of ours."""
+    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Page:
+        """Newest first, `limit` at most, those after the cursor. Fewer, or none, when the search took long: go on.
+
+        Raises:
+            ValueError: the cursor is none of ours.
+        """
         ...
 
     async def find(self, id: str) -> Detail | None:

@@ -19,6 +19,7 @@ from gateway.journal import (
     Finished,
     Hop,
     JournalFullError,
+    Page,
     Reason,
     Row,
     State,
@@ -197,7 +198,7 @@ class MemoryJournal:
     def trouble(self) -> str | None:
         return "no room; free some disk space" if self.full else None
 
-    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Sequence[Row]:
+    async def browse(self, wanted: Filter, cursor: str | None, limit: int) -> Page:
         before = None if cursor is None else int(cursor)
         newest_first = sorted(self.records.values(), key=lambda record: -record.number)
         rows = [
@@ -205,7 +206,7 @@ class MemoryJournal:
             for record in newest_first
             if (before is None or record.number < before) and _matches(record, wanted)
         ]
-        return rows[:limit]
+        return Page(rows[:limit], rows[limit - 1].cursor if len(rows) > limit else None)
 
     def _row(self, record: Record) -> Row:
         message = record.message

@@ -164,11 +164,11 @@ class _Bulk:
         chosen: list[Chosen] = []
         cursor = None
         while len(chosen) < MOST:
-            rows = await self.control.services.journal.browse(self._filter, cursor, 500)
-            chosen += [(row.id, row.route) for row in rows]
-            if len(rows) < 500:
+            page = await self.control.services.journal.browse(self._filter, cursor, 500)
+            chosen += [(row.id, row.route) for row in page.rows]
+            cursor = page.next
+            if cursor is None:
                 return chosen[::-1], False
-            cursor = rows[-1].cursor
         return chosen[::-1], True
 
     async def _paced(self, chosen: list[Chosen]) -> AsyncIterator[tuple[str, list[str]]]:

@@ -52,7 +52,10 @@ async def listed(
     cursor: str | None = None,
     limit: int = 50,
 ) -> Response:
-    """Stored messages, newest first. `next` is the cursor of the page after this one; without it this is the last."""
+    """Stored messages, newest first. `next` is the cursor of the page after this one; without it this is the last.
+
+    A page whose search takes long ends early, with fewer messages or none, and `next`.
+    """
     only(request, "route", "status", "reason", "since", "until", "q", "correlation_id", "cursor", "limit")
     if status is not None and status not in STATUSES:
         hint = did_you_mean(status, STATUSES) or f"; there are: {', '.join(STATUSES)}"
@@ -70,12 +73,11 @@ async def listed(
         correlation_id=correlation_id,
     )
     try:
-        rows = await control.services.journal.browse(wanted, cursor, limit + 1)
+        page = await control.services.journal.browse(wanted, cursor, limit)
     except ValueError:
         raise Problem(422, "invalid", "cursor: it is none of ours; begin without one") from None
-    page = rows[:limit]
-    after = {"next": page[-1].cursor} if len(rows) > limit else {}
-    return answer({"messages": [as_row(row) for row in page], **after})
+    after = {} if page.next is None else {"next": page.next}
+    return answer({"messages": [as_row(row) for row in page.rows], **after})
 
 
 async def found(control: Control, message_id: str) -> Detail:

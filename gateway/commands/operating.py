@@ -97,7 +97,7 @@ def messages(
 
 def say_messages(api: Api, query: dict[str, Any], limit: int, cursor: str | None, *, as_json: bool) -> None:
     """One page of messages, and where the next one begins."""
-    page = api.get("/api/v1/messages", {**query, "limit": limit, "cursor": cursor})
+    page = _page(api, query, limit, cursor)
     if not page["messages"]:
         check_route(api, query["route"])
     if as_json:
@@ -108,6 +108,17 @@ def say_messages(api: Api, query: dict[str, Any], limit: int, cursor: str | None
     say_table(rows, columns, empty="there are none")
     if "next" in page:
         say_error(f"there are more: --cursor {page['next']}")
+
+
+def _page(api: Api, query: dict[str, Any], limit: int, cursor: str | None) -> dict[str, Any]:
+    """As many as were asked for, if there are: a search that takes long comes in several pages."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        page = api.get("/api/v1/messages", {**query, "limit": limit - len(rows), "cursor": cursor})
+        rows += page["messages"]
+        cursor = page.get("next")
+        if cursor is None or len(rows) >= limit:
+            return {**page, "messages": rows}
 
 
 def check_route(api: Api, name: str | None) -> None:

@@ -13,7 +13,19 @@ import pytest
 
 from adapters.sqlite import open_journal
 from gateway import Message
-from gateway.journal import Attempt, Attempted, Change, Delivery, Expanded, Finished, Hop, Journal, Reason
+from gateway.journal import (
+    Attempt,
+    Attempted,
+    Change,
+    Delivery,
+    Expanded,
+    Filter,
+    Finished,
+    Hop,
+    Journal,
+    Reason,
+    Row,
+)
 from gateway.message import Principal
 from gateway.testing import ManualClock
 from tests.memory_journal import MemoryJournal
@@ -65,6 +77,18 @@ async def keep(journal: Journal, *messages: Message, route: str = "r") -> None:
 async def bodies(journal: Journal, *exclude: Message, limit: int = 100, max_bytes: int = ROOM) -> list[str]:
     works = await journal.stored("r", [one.id for one in exclude], limit, max_bytes)
     return [work.message.body.decode() for work in works]
+
+
+async def listed(journal: Journal, **wanted: Any) -> list[Row]:
+    """All messages that are wanted, newest first."""
+    rows: list[Row] = []
+    cursor = None
+    while True:
+        page = await journal.browse(Filter(**wanted), cursor, 500)
+        rows += page.rows
+        cursor = page.next
+        if cursor is None:
+            return rows
 
 
 async def due(journal: Journal, exclude: tuple[tuple[str, str], ...] = (), limit: int = 100) -> list[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from adapters import _sqlite_browse as browsing
 from adapters import _sqlite_records as records
 from gateway import Message
 from gateway.journal import Attempt, Attempted, Change, Expanded, Filter, Finished, Hop, Journal, Reason
-from gateway.testing import ManualClock
+from gateway.testing import ManualClock, until
 from tests.adapters.test_sqlite import bodies, delivery, due, keep, message, opened
 
 
@@ -31,10 +33,13 @@ async def listed(journal: Journal, limit: int = 100, **wanted: Any) -> list[str]
     """The subjects of what is wanted, over all pages of so many."""
     subjects: list[str] = []
     cursor = None
-    while rows := await journal.browse(Filter(**wanted), cursor, limit):
-        subjects += [row.subject or "" for row in rows]
-        cursor = rows[-1].cursor
-    return subjects
+    while True:
+        page = await journal.browse(Filter(**wanted), cursor, limit)
+        assert len(page.rows) <= limit
+        subjects += [row.subject or "" for row in page.rows]
+        cursor = page.next
+        if cursor is None:
+            return subjects
 
 
 async def a_few(journal: Journal) -> dict[str, Message]:
@@ -125,7 +130,7 @@ async def test_a_row_shows_what_is_known(journal: Journal) -> None:
     await keep(journal, one)
     reason = Reason("refused", "no", "steps.0", "not there")
     await journal.advance("r", [Finished(one.id, "dead", reason=reason)])
-    (row,) = await journal.browse(Filter(), None, 10)
+    (row,) = (await journal.browse(Filter(), None, 10)).rows
     assert (row.id, row.route, row.state, row.received_s, row.size) == (one.id, "r", "dead", 7.0, 4)
     assert (row.type, row.subject, row.key, row.sender_id, row.correlation_id) == ("t", "s", "k", "i", "c")
     assert row.reason == reason
@@ -172,6 +177,45 @@ async def test_a_history_is_bounded(journal: Journal) -> None:
     assert detail is not None
     assert [attempt.number for attempt in detail.attempts] == list(range(100, 300))
     assert len(detail.attempts) == records.MAX_ATTEMPTS
+
+
+async def test_a_search_that_takes_long_ends_early_and_goes_on_where_it_was(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [message(str(n), subject=str(n), headers={"n": "odd" if n % 2 else "even"}) for n in range(40)]
+    await keep(journal, *few)
+    for one in few[::4]:
+        await journal.advance("r", [Finished(one.id, "dead", reason=Reason("refused", "no"))])
+    monkeypatch.setattr(browsing, "PAGE_S", 0.0)
+    monkeypatch.setattr(browsing, "SLICE", 3)
+    monkeypatch.setattr(browsing, "WIDTH", 4)
+    first = await journal.browse(Filter(text="nowhere"), None, 10)
+    assert (list(first.rows), first.next is not None) == ([], True)
+    everything = [str(n) for n in reversed(range(40))]
+    assert await listed(journal) == await listed(journal, 3) == everything
+    assert await listed(journal, text="odd") == [n for n in everything if int(n) % 2]
+    assert await listed(journal, text="nowhere") == await listed(journal, route="other") == []
+    assert await listed(journal, status="dead") == await listed(journal, reason="refused") == everything[3::4]
+    assert await listed(journal, 2, status="dead", text="even") == everything[3::4]
+    assert await listed(journal, status="pending") == [n for n in everything if int(n) % 4]
+    assert await listed(journal, since_s=0.0, text="odd") == [n for n in everything if int(n) % 2]
+
+
+async def test_a_message_is_found_while_somebody_searches(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, searching, found = message("1"), threading.Event(), threading.Event()
+    await keep(journal, one)
+
+    def slow(*_: object) -> dict[int, int]:
+        searching.set()
+        found.wait(20)
+        return {}
+
+    monkeypatch.setattr(browsing, "_with_text", slow)
+    search = asyncio.ensure_future(journal.browse(Filter(text="x"), None, 10))
+    await until(searching.is_set)
+    assert await journal.find(one.id) is not None
+    found.set()
+    assert (await search).rows == []
 
 
 # -- replay ------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ async def test_a_replay_has_all_of_its_time_again(tmp_path: Path) -> None:
         await until(lambda: books(journal) == {"pending": 1})
         await bench.clock.advance(3590)
         await bench.passes(lambda: books(journal) == {"dead": 1})
-        (row,) = await journal.browse(Filter(), None, 10)
+        (row,) = (await journal.browse(Filter(), None, 10)).rows
         failed = route.inside.targets[0].meters.failed
         assert await journal.replay([row.id], None, "me") == 1
         assert route.delivering is not None

@@ -19,13 +19,12 @@ from gateway.journal import (
     Attempted,
     Delivery,
     Expanded,
-    Filter,
     Finished,
     JournalBrokenError,
     JournalFullError,
 )
 from gateway.testing import until
-from tests.adapters.test_sqlite import bodies, keep, message, opened
+from tests.adapters.test_sqlite import bodies, keep, listed, message, opened
 
 # -- a disk that fails on demand ---------------------------------------------------------------------------------------
 
@@ -226,7 +225,7 @@ async def test_whenever_the_disk_is_full_nothing_acknowledged_is_lost(tmp_path: 
         disk.heal()
         await asyncio.wait_for(asyncio.gather(*waits), 5)
     async with opened(tmp_path) as journal:
-        rows = await journal.browse(Filter(), None, 1000)
+        rows = await listed(journal)
         assert {row.id: row.state for row in rows} == kept
 
 

@@ -41,7 +41,7 @@ async def test_a_flipped_record_is_named_and_dead_and_the_others_are_served(
         assert await bodies(journal) == ["this is well"]
         assert await bodies(journal, good) == []
         assert journal.counts()["r"] == {"stored": 1, "dead": 1}
-        (row,) = await journal.browse(Filter(status="dead"), None, 10)
+        (row,) = (await journal.browse(Filter(status="dead"), None, 10)).rows
         assert (row.id, row.reason and row.reason.kind) == (bad.id, "damaged")
         detail = await journal.find(bad.id)
         assert detail is not None
@@ -59,7 +59,7 @@ async def test_a_flipped_envelope_is_quarantined(tmp_path: Path, part: str) -> N
     async with opened(tmp_path) as journal:
         assert await bodies(journal) == ["two"]
         assert journal.counts()["r"] == {"stored": 1, "dead": 1}
-        (row,) = await journal.browse(Filter(reason="damaged"), None, 10)
+        (row,) = (await journal.browse(Filter(reason="damaged"), None, 10)).rows
         assert row.state == "dead"
 
 

@@ -19,11 +19,8 @@ import pytest
 
 from adapters import _sqlite_schema as schema
 from gateway import ConfigError
-from gateway.journal import (
-    Filter,
-)
 from gateway.testing import ManualClock, until
-from tests.adapters.test_sqlite import keep, message, opened
+from tests.adapters.test_sqlite import keep, listed, message, opened
 
 
 async def test_a_second_owner_is_told_who_has_it(tmp_path: Path) -> None:
@@ -194,7 +191,7 @@ def _promised(said: Path) -> dict[str, str]:
 async def _keeps(folder: Path, promised: dict[str, str]) -> None:
     """Makes sure that all that was promised is there, and that the books are right."""
     async with opened(folder) as journal:
-        rows = await journal.browse(Filter(), None, 1_000_000)
+        rows = await listed(journal)
         states = {row.id: row.state for row in rows}
         assert [name for name in promised if name not in states] == []
         assert [name for name, state in promised.items() if ORDER[states[name]] < ORDER[state]] == []

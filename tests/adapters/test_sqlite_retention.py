@@ -10,9 +10,9 @@ import pytest
 from adapters import _sqlite_retention as retention
 from adapters import _sqlite_writer as writing
 from gateway import Message
-from gateway.journal import Attempted, Expanded, Filter, Finished, Journal, JournalFullError, Reason
+from gateway.journal import Attempted, Expanded, Finished, Journal, JournalFullError, Reason
 from gateway.testing import ManualClock
-from tests.adapters.test_sqlite import bodies, delivery, due, keep, message, opened
+from tests.adapters.test_sqlite import bodies, delivery, due, keep, listed, message, opened
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def there(journal: Journal) -> list[str]:
-    rows = await journal.browse(Filter(), None, 100_000)
+    rows = await listed(journal)
     return [row.subject or "" for row in reversed(rows)]
 
 

@@ -78,11 +78,11 @@ async def in_journal(app: App, *, pending: bool = False) -> set[str]:
     cursor: str | None = None
     while True:
         wanted = Filter(route="bridge", status="pending" if pending else None)
-        rows = await app.services.journal.browse(wanted, cursor, 500)
-        ids.update(row.id for row in rows)
-        if len(rows) < 500:
+        page = await app.services.journal.browse(wanted, cursor, 500)
+        ids.update(row.id for row in page.rows)
+        if page.next is None:
             return ids
-        cursor = rows[-1].cursor
+        cursor = page.next
 
 
 async def in_queue(rabbitmq: RabbitMq, queue: str) -> Counter[tuple[str, bytes]]:

@@ -57,7 +57,7 @@ class Desk:
         delivering.poke()
 
     async def rows(self, route: str) -> Sequence[Row]:
-        return await self.journal.browse(Filter(route=route), None, 100)
+        return (await self.journal.browse(Filter(route=route), None, 100)).rows
 
     def delivered(self, route: str) -> int:
         return self.journal.counts().get(route, {}).get("delivered", 0)

@@ -10,7 +10,7 @@ import pytest
 
 from adapters.memory import box
 from gateway import Message, MessageError, PeerError
-from gateway.journal import Reason
+from gateway.journal import Filter, Page, Reason
 from gateway.testing import until
 from tests.gateway.api.desk import ROUTES, Desk, desk
 from tests.gateway.probe import plug_in, script
@@ -56,6 +56,21 @@ async def test_a_list_is_filtered_by_all_that_is_asked(tmp_path: Path) -> None:
         ):
             rows = (await here.get("/messages", **query))["messages"]
             assert [row["id"] for row in rows] == expected, query
+
+
+async def test_a_page_may_be_empty_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk(tmp_path) as here:
+        dead = [await dead_one(here, {"id": n}) for n in range(3)]
+        browse = here.journal.browse
+
+        async def hasty(wanted: Filter, cursor: str | None, limit: int) -> Page:
+            return await browse(wanted, cursor, limit) if cursor is not None else Page((), "4")
+
+        monkeypatch.setattr(here.journal, "browse", hasty)
+        assert await here.get("/messages", status="dead") == {"messages": [], "next": "4"}
+        answer = await here.client.post("/api/v1/dead-letters/discard", json={})
+        assert answer.json() == {"discarded": 3, "skipped": {}, "more": False}
+        assert {state(here, one) for one in dead} == {"discarded"}
 
 
 @pytest.mark.parametrize(
