@@ -68,7 +68,7 @@ async def test_a_page_may_be_empty_and_go_on(tmp_path: Path, monkeypatch: pytest
 
         monkeypatch.setattr(here.journal, "browse", hasty)
         assert await here.get("/messages", status="dead") == {"messages": [], "next": "4"}
-        answer = await here.client.post("/api/v1/dead-letters/discard", json={})
+        answer = await here.client.post("/api/v1/dead-letters/discard", json={"all": True})
         assert answer.json() == {"discarded": 3, "skipped": {}, "more": False}
         assert {state(here, one) for one in dead} == {"discarded"}
 
