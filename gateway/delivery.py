@@ -45,6 +45,8 @@ class Delivering:
         self._jobs: dict[str, Job] = {}
         """Messages in memory, and those whose end is not committed yet."""
         self._bytes = 0
+        self._told_first: list[Job] = []
+        """Messages in memory that begin once their senders were told that they are stored."""
         self._spilled = True
         """Some stored messages are in the journal only: newcomers queue up behind them there."""
         self._more = True
@@ -124,7 +126,7 @@ class Delivering:
             self._spilled = self._more = True
             self._wake.set()
         elif message.id not in self._jobs:
-            self._take(Job(message))
+            self._take_soon(Job(message))
 
     def _forsaken(self) -> None:
         """Nobody waits for a commit any more, which goes on all the same: the message is looked for behind it."""
@@ -146,10 +148,25 @@ class Delivering:
             return False
         return self._bytes + len(message.raw or b"") <= self._limits.in_memory_size
 
-    def _take(self, job: Job) -> None:
+    def _keep(self, job: Job) -> None:
         self._jobs[job.message.id] = job
         self._bytes += job.size
+
+    def _take(self, job: Job) -> None:
+        self._keep(job)
         self._dispatch.begin(job)
+
+    def _take_soon(self, job: Job) -> None:
+        """Begins behind the answer to its sender: who hears nothing, as the message kills the process, sends it again."""
+        self._keep(job)
+        if not self._told_first:
+            asyncio.get_running_loop().call_soon(self._begin_told)
+        self._told_first.append(job)
+
+    def _begin_told(self) -> None:
+        jobs, self._told_first = self._told_first, []
+        for job in jobs:
+            self._dispatch.begin(job)
 
     def _left(self, job: Job | None) -> None:
         if job is not None and self._jobs.pop(job.message.id, None) is not None:
