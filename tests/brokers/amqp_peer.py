@@ -53,11 +53,16 @@ async def put(rabbitmq: RabbitMq, queue: str, *bodies: bytes, **properties: Any)
 
 async def take_all(rabbitmq: RabbitMq, queue: str) -> list[AbstractIncomingMessage]:
     """What is in a queue, taken out of it."""
-    taken = []
+    taken: list[AbstractIncomingMessage] = []
     async with peer(rabbitmq) as channel:
         found = await channel.declare_queue(queue, passive=True)
-        while (message := await found.get(no_ack=True, fail=False)) is not None:
-            taken.append(message)
+        if not found.declaration_result.message_count:
+            return taken
+        async with found.iterator(no_ack=True) as messages:
+            async for message in messages:
+                taken.append(message)
+                if len(taken) == found.declaration_result.message_count:
+                    return taken
     return taken
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -315,43 +314,6 @@ async def test_a_broker_that_closes_its_connections_says_so(rabbitmq: RabbitMq) 
             PeerError, match=r"the broker closed the connection \(320 CONNECTION_FORCED - maintenance\)"
         ):
             await asyncio.wait_for(task, 5)
-
-
-@pytest.mark.slow
-async def test_what_was_reported_delivered_survives_kill_9(rabbitmq: RabbitMq) -> None:
-    queue, host = await make_queue(rabbitmq), FakeHost(target="erp")
-    sink = amqp.Sink(connection=broker(rabbitmq), routing_key=Template(queue))
-    delivered: set[str] = set()
-    failed: list[PeerError] = []
-
-    async def sender(send: Callable[[Message], Awaitable[Message | None]]) -> None:
-        while not failed:
-            message = arriving(host, b"x" * 500)
-            try:
-                await send(message)
-                delivered.add(f"{message.id}.erp")
-            except PeerError as error:
-                failed.append(error)
-
-    async def work() -> None:
-        async with sink.open(host) as send:
-            senders.extend(asyncio.create_task(sender(send)) for _ in range(64))
-            await until(lambda: len(delivered) > 5_000)
-            rabbitmq.kill()
-            await asyncio.get_running_loop().create_future()
-
-    senders: list[asyncio.Task[None]] = []
-    with pytest.raises(PeerError):
-        await asyncio.wait_for(work(), 30)
-    await asyncio.gather(*senders)
-    assert all(error.reconnect for error in failed)
-    await asyncio.to_thread(rabbitmq.start)
-    await until_recovered(rabbitmq, queue)
-    kept = [got.message_id for got in await take_all(rabbitmq, queue)]
-    missing = delivered - set(kept)
-    assert len(delivered) > 5_000
-    assert not missing
-    assert len(kept) == len(set(kept))
 
 
 @pytest.mark.slow
