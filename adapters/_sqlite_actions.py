@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import apsw
+
 from adapters._sqlite_changes import Lane, closed, wake
 from adapters._sqlite_records import (
     DEAD,
@@ -170,16 +172,25 @@ def _note(tables: Tables, seq: int, wall_s: float, by: str, action: str) -> None
     _keep_last(tables, "actions", seq, MAX_ACTIONS)
 
 
+_NEWEST = "SELECT max(n) FROM memos WHERE scope = ?"
+_KEPT = "SELECT value FROM memos WHERE scope = ? AND key = ? AND until > ? AND n > ?"
+
+
+def recall(connection: apsw.Connection, scope: str, key: str, most: int | None, now: float) -> str | None:
+    """The value that is kept under this key, within its window and the newest so many."""
+    forgotten = -1 if most is None else (connection.execute(_NEWEST, (scope,)).get or 0) - most
+    kept: str | None = connection.execute(_KEPT, (scope, key, now, forgotten)).get
+    return kept
+
+
 def remember(tables: Tables, scope: str, key: str, value: str, window_s: float, most: int | None) -> str:
     """The value that is kept under this key: this one if none was, or none within its window and the newest so many."""
     now = tables.now()
     last = tables.memos.get(scope)
     if last is None:
-        last = tables.execute("SELECT max(n) FROM memos WHERE scope = ?", (scope,)).get or 0
+        last = tables.execute(_NEWEST, (scope,)).get or 0
     forgotten = -1 if most is None else last - most
-    kept: str | None = tables.execute(
-        "SELECT value FROM memos WHERE scope = ? AND key = ? AND until > ? AND n > ?", (scope, key, now, forgotten)
-    ).get
+    kept: str | None = tables.execute(_KEPT, (scope, key, now, forgotten)).get
     if kept is None:
         tables.memos[scope] = last = last + 1
         tables.execute(

@@ -194,6 +194,12 @@ class SqliteJournal:
 
     # -- what is asked of it -----------------------------------------------------------------------------------------
 
+    async def recall(self, scope: str, key: str, most: int | None = None) -> str | None:
+        self._check()
+        return await self._readers["find"].call(
+            lambda connection: actions.recall(connection, scope, key, most, self.now())
+        )
+
     def trouble(self) -> str | None:
         return self._writer.trouble
 

@@ -157,7 +157,7 @@ class Delivering:
         self._dispatch.begin(job)
 
     def _take_soon(self, job: Job) -> None:
-        """Begins behind the answer to its sender: who hears nothing, as the message kills the process, sends it again."""
+        """Begins behind the answer to its sender: who hears nothing, as a message kills the process, sends it again."""
         self._keep(job)
         if not self._told_first:
             asyncio.get_running_loop().call_soon(self._begin_told)

@@ -304,6 +304,10 @@ class Journal(Protocol):
         """Dead and pending messages become discarded. Returns how many; their bodies are kept until retention."""
         ...
 
+    async def recall(self, scope: str, key: str, most: int | None = None) -> str | None:
+        """The value that is kept under this key, if it is still known; None: `remember` would keep a new one."""
+        ...
+
     async def remember(self, scope: str, key: str, value: str, window_s: float, most: int | None = None) -> str:
         """The value that is kept under this key: this one if none was, else the earlier one (within the window).
 

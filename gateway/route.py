@@ -320,7 +320,11 @@ class Route:
             if self._delivering is not delivering and self._delivering is not None:
                 self._delivering.poke()  # the route was paused meanwhile: nobody else tells the new one
             return Accepted(message.id, stored=True)
-        reply = await self._delivered(message)
+        if inside.memos.used:
+            async with inside.memos.kept_once_delivered():
+                reply = await self._delivered(message)
+        else:
+            reply = await self._delivered(message)
         return Accepted(message.id, reply if settings.ack == "reply" else None)
 
     async def _checked(self, message: Message) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gateway.config import Configured
@@ -14,6 +15,7 @@ from gateway.journal import JournalFullError
 from gateway.language import Target
 from gateway.layers import Breaker, Retry, guarded, limited, measured, retried
 from gateway.links import Link
+from gateway.memos import Memos
 from gateway.message import Message
 from gateway.notices import DeadLetters, Refusals
 from gateway.observe import TargetMeters
@@ -78,6 +80,7 @@ class Inside:
         self.meters = services.observed.route(self.name)
         self.dead_letters = DeadLetters(self.name, self.meters, services.clock)
         self.refusals = Refusals(self.name, services.clock)
+        self.memos = Memos(services.journal)
         self.discarded: set[str] = set()
         """Messages in memory, and their children, of which nothing more is to begin: somebody discarded them."""
         self.calling = 0
@@ -131,15 +134,13 @@ class Inside:
     def remember(self, place: str, window_s: float, most: int) -> Callable[[str, str], Awaitable[str]]:
         """A memory on disk of one place of this route. For a message that is stored it waits until there is room."""
         journal, scope = self.services.journal, f"{self.name}.{place}"
-        patient = self.settings.ack == "stored" and not place.startswith("accept")
+        if self.settings.ack != "stored":
+            return self.memos.of(scope, window_s, most)
 
         async def remember(key: str, value: str) -> str:
             while True:
-                try:
+                with suppress(JournalFullError):
                     return await journal.remember(scope, key, value, window_s, most)
-                except JournalFullError:
-                    if not patient:
-                        raise
                 await self.clock.sleep(ROOM_S)
 
         return remember

@@ -287,6 +287,12 @@ class MemoryJournal:
                 count += 1
         return count
 
+    async def recall(self, scope: str, key: str, most: int | None = None) -> str | None:
+        known = [name for name in self._memos if name[0] == scope]
+        kept, until = self._memos.get((scope, key), ("", 0.0))
+        within = most is None or (scope, key) in known[-most:]
+        return kept if within and until > self.now() else None
+
     async def remember(self, scope: str, key: str, value: str, window_s: float, most: int | None = None) -> str:
         if self.full:
             raise JournalFullError("journal: no room; free some disk space")

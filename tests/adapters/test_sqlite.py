@@ -428,6 +428,17 @@ async def test_only_the_newest_values_of_a_place_are_remembered(journal: Journal
     assert await journal.remember("other", "a", "again", 60) == "theirs"
 
 
+async def test_what_is_remembered_can_be_asked_for(journal: Journal, clock: ManualClock) -> None:
+    assert await journal.recall("s", "a", 2) is None
+    for key in "abc":
+        await journal.remember("s", key, f"first {key}", 60, 2)
+    await journal.remember("other", "a", "theirs", 60)
+    assert [await journal.recall("s", key, 2) for key in "abc"] == [None, "first b", "first c"]
+    assert await journal.recall("other", "a") == "theirs"
+    await clock.advance(61)
+    assert await journal.recall("s", "c", 2) is None
+
+
 async def test_how_many_are_remembered_holds_after_opening_again_and_when_it_becomes_less(tmp_path: Path) -> None:
     async with opened(tmp_path) as journal:
         for n in range(100):

@@ -110,6 +110,51 @@ async def test_of_messages_that_come_again_only_the_newest_are_known(bench: Benc
     assert await sent(bench, yaml, *trees) == [{"n": n} for n in (1, 2, 3, 1)]
 
 
+async def test_what_its_target_did_not_take_is_no_duplicate_when_it_comes_again(bench: Bench) -> None:
+    async with bench.route(steps("- dedupe: {by: body.n}")) as route:
+        for error in (PeerError("away"), MessageError("no")):
+            script("out").does = raises(error)
+            assert not isinstance(await post(route, {"n": 1}), Accepted)
+        script("out").does = lambda message: None
+        assert isinstance(await post(route, {"n": 1}), Accepted)
+        assert isinstance(await post(route, {"n": 1}), Accepted)
+    assert script("out").trees == [{"n": 1}] * 3
+
+
+async def test_the_same_message_twice_at_once_is_deferred_until_it_is_known_what_became_of_the_first(
+    bench: Bench,
+) -> None:
+    release = asyncio.Event()
+
+    async def slow(_: Message) -> None:
+        await release.wait()
+
+    async with bench.route(steps("- dedupe: {by: body.n}")) as route:
+        script("out").does = slow
+        first = asyncio.create_task(post(route, {"n": 1}))
+        await settle()
+        second = await post(route, {"n": 1})
+        assert isinstance(second, Deferred)
+        assert second.reason == "dedupe: a message that is the same is on its way just now; send again"
+        release.set()
+        assert isinstance(await first, Accepted)
+        assert isinstance(await post(route, {"n": 1}), Accepted)
+    assert script("out").trees == [{"n": 1}]
+
+
+async def test_children_that_are_the_same_are_one(bench: Bench) -> None:
+    yaml = "- split: {each: body.lines}\n- dedupe: {by: body.n}"
+    lines = [{"n": 1}, {"n": 2}, {"n": 1}]
+    assert await sent(bench, yaml, {"lines": lines}, {"lines": lines}) == [{"n": 1}, {"n": 2}]
+
+
+async def test_a_delivered_message_is_accepted_also_when_it_can_not_be_remembered(bench: Bench) -> None:
+    async with bench.route(steps("- dedupe: {by: body.n}")) as route:
+        bench.journal.full = True
+        assert isinstance(await post(route, {"n": 1}), Accepted)
+    assert script("out").trees == [{"n": 1}]
+
+
 # --- split
 
 
