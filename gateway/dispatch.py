@@ -131,7 +131,7 @@ class Dispatch:
             await self._write(job)
         if not job.open:
             if job.reason is not None and not job.expanded:
-                job.handed_over = await self._handed_over(job.message, job.reason)
+                job.handed_over = await self._packing.handed_over(job.message, job.reason)
                 if not job.handed_over:
                     self._inside.dead_letters.note(job.message.id, job.reason.kind, job.reason.text, job.reason.place)
             self._end(job)
@@ -270,7 +270,7 @@ class Dispatch:
         if self.discarded and parcel.parent in self.discarded:
             self._drop(parcel)
             return
-        if state == "dead" and reason is not None and await self._handed_over(parcel.message, reason):
+        if state == "dead" and reason is not None and await self._packing.handed_over(parcel.message, reason):
             state = "discarded"
         if state == "dead" and reason is not None:
             self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
@@ -292,24 +292,6 @@ class Dispatch:
         self._send_next(self.lanes.ended(parcel))
         if job is not None and not job.open:
             self._end(job)
-
-    async def _handed_over(self, message: Message, reason: Reason) -> bool:
-        """Whether the target that `dead_letter` names took it. If not, or if there is none, the journal keeps it."""
-        target = self._inside.dead_letter
-        if target is None or message.id in self.discarded:
-            return False
-        error = {"kind": reason.kind, "text": reason.text, "place": reason.place}
-        try:
-            for made in await target.made_of(message.replace(context={**message.context, "error": error})):
-                await target.send(made)
-        except (MessageError, PeerError) as failed:
-            extra = {"route": self._route, "message_id": message.id, "target": target.name, "reason": str(failed)}
-            log.warning("dead letter kept in the journal", extra=extra)
-            return False
-        except Exception:
-            self._packing.internal(message, target.name)
-            return False
-        return True
 
     async def _later(self, parcel: Parcel, wait_s: float, attempt: Attempt | None) -> None:
         """A parcel must wait: it is written and leaves memory, and with it all that are behind it in its lane."""

@@ -94,8 +94,28 @@ class Packing:
         except Exception:
             reason = self.internal(out, place)
         parcel = Parcel(job, parent, out, target.name, key)
-        parcel.state, parcel.reason = "dead", reason
+        parcel.state, parcel.reason = "discarded", reason
         if self._history != "off":
             job.hops.append(Hop(reason.place or place, "failed"))
-        self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
+        if not await self.handed_over(out, reason):
+            parcel.state = "dead"
+            self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
         return [parcel]
+
+    async def handed_over(self, message: Message, reason: Reason) -> bool:
+        """Whether the target that `dead_letter` names took it. If not, or if there is none, the journal keeps it."""
+        target = self._inside.dead_letter
+        if target is None or message.id in self.discarded:
+            return False
+        error = {"kind": reason.kind, "text": reason.text, "place": reason.place}
+        try:
+            for made in await target.made_of(message.replace(context={**message.context, "error": error})):
+                await target.send(made)
+        except (MessageError, PeerError) as failed:
+            extra = {"route": self._inside.name, "message_id": message.id, "target": target.name, "reason": str(failed)}
+            log.warning("dead letter kept in the journal", extra=extra)
+            return False
+        except Exception:
+            self.internal(message, target.name)
+            return False
+        return True

@@ -248,6 +248,20 @@ async def test_a_dead_letter_goes_to_the_target_that_the_route_names_and_stays_w
     assert [message.context["error"]["text"] for message in box("b").received] == ["no"]
 
 
+async def test_what_the_steps_of_a_target_refuse_goes_to_the_target_for_dead_letters(tmp_path: Path) -> None:
+    yaml = TWO.replace("name: b}\n", "name: b, steps: [{map: {x: '{{ body.y }}'}}]}\n").replace(
+        "    to:", "    dead_letter: {memory: {name: in}, name: dlq}\n    to:"
+    )
+    bench = Bench(tmp_path, yaml)
+    async with bench.running() as route:
+        await post(route, {"k": "x", "n": 1})
+        assert (sent("a"), sent("b"), sent("in")) == ([{"k": "x", "n": 1}], [], [{"k": "x", "n": 1}])
+        box("in").failing = PeerError("away")
+        await post(route, {"k": "x", "n": 2})
+    assert [message.context["error"]["place"] for message in box("in").received] == ["to.b.steps.0.map"]
+    assert bench.states() == ["discarded", "dead"]
+
+
 async def test_dead_letters_are_counted_and_logged_but_not_without_bound(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
