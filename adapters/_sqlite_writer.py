@@ -283,7 +283,9 @@ class Writer:
                 self._tell(batch)
                 return
             for op in batch:  # one of them is at fault, and the others must not suffer from it
-                if self._kept:
+                if self.broken is not None:
+                    self._fail([op], JournalBrokenError(self.broken))
+                elif self._kept:
                     self._keep([op])
                 else:
                     self._try([op])

@@ -36,6 +36,7 @@ class Disk(apsw.VFS):
         self.error: type[apsw.Error] | None = None
         self.kind = "write"
         self.after = 0
+        self.once = False
         super().__init__("failing", base="unix", makedefault=True)
 
     def xOpen(self, name: Any, flags: list[int]) -> _File:
@@ -58,6 +59,8 @@ class Disk(apsw.VFS):
             apsw.FullError: apsw.SQLITE_FULL,
             apsw.IOError: apsw.SQLITE_IOERR_FSYNC if kind == "sync" else apsw.SQLITE_IOERR_WRITE,
         }[self.error]
+        if self.once:
+            self.error = None
         raise failure
 
 
@@ -152,6 +155,21 @@ async def test_a_change_that_can_not_be_applied_harms_no_other(
         assert await bodies(journal) == ["2", "3"]
         assert journal.counts()["r"] == {"stored": 2, "delivered": 1}
     assert "could not apply" in caplog.text
+
+
+async def test_after_a_failed_sync_nothing_of_the_same_batch_is_acknowledged(tmp_path: Path, disk: Disk) -> None:
+    """A change that can't be applied has the others of its batch tried one by one: the disk may fail in between."""
+    told: list[str] = []
+    async with opened(tmp_path, on_broken=told.append) as journal:
+        await keep(journal, message("0"))
+        disk.fail(apsw.IOError, "sync")
+        disk.once = True
+        wrong = journal.remember("s", "k", "v", "no number")  # type: ignore[arg-type]
+        answers = await asyncio.gather(
+            wrong, *(journal.append("r", message(str(n))) for n in range(5)), return_exceptions=True
+        )
+        assert {type(answer) for answer in answers[1:]} == {JournalBrokenError}
+    assert len(told) == 1
 
 
 async def test_changes_that_waited_for_room_are_applied_in_their_order(tmp_path: Path, disk: Disk) -> None:
