@@ -26,6 +26,8 @@ AGAIN_S = 1.0
 """How long the journal is left alone when it could not be asked, or could not tell for sure."""
 ENDING_TIMES = 4
 """How many times what may be in memory may wait there for its end to be written."""
+NOTED_S = 1.0
+"""How long a stop waits at least for what it writes; what is not written is done again by the next start."""
 SUSPECT_CLAIMS = 2
 """Begun this often without an end, a message is run while no other such one runs."""
 POISON_CLAIMS = 5
@@ -87,7 +89,11 @@ class Delivering:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await self._take_back()
+            try:
+                async with asyncio.timeout(max(grace_s, NOTED_S)):
+                    await self._take_back()
+            except TimeoutError:
+                log.warning("what is half done is not written: the journal has no room", extra={"route": self._route})
         self._inside.services.alone.end(self)
 
     async def _take_back(self) -> None:

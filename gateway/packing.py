@@ -105,7 +105,7 @@ class Packing:
     async def handed_over(self, message: Message, reason: Reason) -> bool:
         """Whether the target that `dead_letter` names took it. If not, or if there is none, the journal keeps it."""
         target = self._inside.dead_letter
-        if target is None or message.id in self.discarded:
+        if target is None or message.id in self._inside.discarded:
             return False
         error = {"kind": reason.kind, "text": reason.text, "place": reason.place}
         try:

@@ -135,7 +135,7 @@ async def test_the_same_message_twice_at_once_is_deferred_until_it_is_known_what
         await settle()
         second = await post(route, {"n": 1})
         assert isinstance(second, Deferred)
-        assert second.reason == "dedupe: a message that is the same is on its way just now; send again"
+        assert second.full == "dedupe: a message that is the same is on its way just now; send again"
         release.set()
         assert isinstance(await first, Accepted)
         assert isinstance(await post(route, {"n": 1}), Accepted)

@@ -141,3 +141,20 @@ async def test_a_message_stays_in_memory_until_its_deliveries_are_committed(benc
         await settle(60)
         assert (numbers("a"), numbers("b")) == ([1], [1])
     assert states(bench) == ["dead"]
+
+
+async def test_a_stop_does_not_wait_for_a_journal_that_finds_no_room(bench: Bench) -> None:
+    """What is half done waits for room: the process must end all the same, before somebody kills it."""
+    settings = "    to:\n      - {probe: {name: a}, name: a}\n      - {probe: {name: b}, name: b}\n"
+    held, never = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def slow(_: Message) -> None:
+        await held.wait()
+
+    async with asyncio.timeout(20):
+        async with bench.route(settings) as route:
+            script("b").does = slow
+            await post(route, {"n": 1})
+            bench.journal.advance = lambda name, changes: never  # type: ignore[method-assign, assignment]
+        assert numbers("a") == [1]
+    assert states(bench) == ["stored"]
