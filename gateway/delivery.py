@@ -245,7 +245,9 @@ class Delivering:
         await self._until_due()
 
     async def _until_due(self) -> None:
-        due_at = await self._journal.next_due(self._route, self._known_deliveries())
+        due_at = None
+        if self._room_for_due() > 0:  # else whoever leaves memory wakes us
+            due_at = await self._journal.next_due(self._route, self._known_deliveries())
         if self._wake.is_set():
             return
         waiting = asyncio.ensure_future(self._wake.wait())
@@ -325,10 +327,14 @@ class Delivering:
     def _known_deliveries(self) -> list[tuple[str, str]]:
         return [*self._dispatch.busy, *(_name(item) for item in self._suspects)]
 
+    def _room_for_due(self) -> int:
+        """How many more the journal may give out. Those of messages in memory, which it has too, take up none."""
+        return BATCH - len(self._suspects) - sum(parent not in self._jobs for parent in self._dispatch.busy.values())
+
     async def _load_due(self) -> None:
         while not self._dispatch.stopping:
             known = self._known_deliveries()
-            room = BATCH - len(known)
+            room = self._room_for_due()
             self._dispatch.seen_busy.clear()
             found = await self._journal.due(self._route, known, room) if room > 0 else ()
             # what was written while we asked is in memory, or was until just now: the answer is older than that

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway import Message, MessageError, PeerError
+from gateway import Message, MessageError, PeerError, delivery
 from gateway.jobs import Lane
 from gateway.journal import Change
 from gateway.testing import settle
 from tests.gateway.bench import Bench, post
-from tests.gateway.probe import plug_in, raises, script
+from tests.gateway.probe import plug_in, raises, replies, script
 
 
 @pytest.fixture
@@ -155,6 +155,46 @@ async def test_a_stop_does_not_wait_for_a_journal_that_finds_no_room(bench: Benc
         async with bench.route(settings) as route:
             script("b").does = slow
             await post(route, {"n": 1})
-            bench.journal.advance = lambda name, changes: never  # type: ignore[method-assign, assignment]
+            bench.journal.advance = lambda name, changes: never  # type: ignore[method-assign,assignment]
         assert numbers("a") == [1]
     assert states(bench) == ["stored"]
+
+
+async def test_while_memory_has_all_that_it_may_take_the_journal_is_left_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "BATCH", 2)
+    async with bench.route("    to: {probe: {}, retry: {attempts: 9, first_wait: 10s}}\n") as route:
+        script("out").does = raises(PeerError("away"))
+        for n in range(4):
+            await post(route, {"n": n})
+        release = held_back()
+        await bench.clock.advance(11)
+        assert len(numbers()) == 6
+        bench.clock.slept.clear()
+        for _ in range(20):
+            await bench.clock.advance(0.01)
+        assert bench.clock.slept == []
+        release.set()
+        await settle(40)
+    assert states(bench) == ["delivered"] * 4
+
+
+async def test_what_is_due_is_sent_also_while_memory_is_full_of_written_messages(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "BATCH", 2)
+    steps = "    steps: [{call: {probe: {name: asked}, into: body.x, name: asked}}]\n"
+    script("asked").does = replies({})
+    async with bench.route(steps + "    to: {probe: {}, retry: {attempts: 9, first_wait: 10s}}\n") as route:
+        script("out").does = raises(PeerError("away"))
+        await post(route, {"n": 1})
+        release = held_back()
+        for n in (2, 3):
+            await post(route, {"n": n})
+        await bench.clock.advance(11)
+        await settle(40)
+        assert numbers() == [1, 2, 3, 1]
+        release.set()
+        await settle(40)
+    assert states(bench) == ["delivered"] * 3
