@@ -115,10 +115,6 @@ class Delivering:
             JournalFullError, JournalBrokenError: it is not stored.
         """
         spilled, unspilled = self._spilled, self._unspilled
-        if not message.since:
-            message.since = self._journal.now()
-            if message.expires_at_s is not None:  # what it waited until now is part of its time
-                message.since -= max(0.0, self._inside.clock.time() - message.time_s)
         try:
             new = await self._journal.append(self._route, message)
         except asyncio.CancelledError:

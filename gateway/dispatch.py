@@ -223,7 +223,7 @@ class Dispatch:
         target, clock = self._targets[parcel.target], self._inside.clock
         message = parcel.message
         if message.expires_at_s is not None:
-            left_s = message.expires_at_s - message.time_s - (self._journal.now() - parcel.since)
+            left_s = message.left_s(self._journal.now())
             if left_s < 0:
                 reason = Reason("expired", "its deadline passed before it was sent", target.name)
                 await self._done(parcel, "expired", None, reason)

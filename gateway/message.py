@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import inf
 from typing import Any, Protocol, TypeAlias
 
 from msgspec import UNSET, Struct, UnsetType, field
@@ -174,7 +175,7 @@ class Message(Struct, kw_only=True, gc=False, eq=False):
     context: Mapping[str, Any] = _NOTHING
     """What steps of the route put aside: a `call` its reply, a `try` the error. It stays inside the route."""
     since: float = 0.0
-    """Journal time from which its age counts: when it was stored, or replayed; 0: neither. The engine fills it in."""
+    """Journal time from which its age counts: when it was taken in, or replayed; 0: neither. The engine fills it in."""
     again: int = 0
     """How often it was replayed after it had been delivered. The engine fills it in."""
     formats: Formats = _NO_FORMATS
@@ -207,6 +208,12 @@ class Message(Struct, kw_only=True, gc=False, eq=False):
         """Lets the tree go when the bytes are there to parse it from again: a message that waits then weighs less."""
         if self.raw is not None:
             self.parsed = UNSET
+
+    def left_s(self, now: float) -> float:
+        """Seconds until its deadline, at this journal time, whatever clock was set meanwhile; infinite without one."""
+        if self.expires_at_s is None:
+            return inf
+        return self.expires_at_s - self.time_s - (now - (self.since or now))
 
     def replace(self, **changes: Any) -> Message:
         """A copy with these fields changed. For the body use `with_tree` or `with_body`."""

@@ -308,6 +308,10 @@ class Route:
             await self._checked(message)
         if settings.expire_after is not None and message.expires_at_s is None:
             message.expires_at_s = message.time_s + settings.expire_after
+        if not message.since:
+            message.since = self._services.journal.now()
+            if message.expires_at_s is not None:  # what it waited until now is part of its time
+                message.since -= max(0.0, inside.clock.time() - message.time_s)
         if self._delivering is not None:
             if settings.priority is not None:
                 message.priority = _urgency(settings.priority(message))
@@ -369,7 +373,7 @@ class Route:
         return None
 
     async def _sent(self, target: RunningTarget, message: Message) -> Message | None:
-        if message.expires_at_s is not None and self._inside.clock.time() > message.expires_at_s:
+        if message.expires_at_s is not None and message.left_s(self._services.journal.now()) < 0:
             self._meters.expired += 1
             return None
         try:

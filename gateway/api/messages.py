@@ -197,7 +197,8 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
     if route.delivering is None:
         if row.state != "dead":
             raise Problem(409, "not_final", f"the message is {status_of(row)}: only a dead one can be sent again here")
-        outcome = await route.take(detail.message.replace(), answers=True, type_=TYPE)
+        again = detail.message.replace(since=journal.now(), expires_at_s=None)
+        outcome = await route.take(again, answers=True, type_=TYPE)
         check_accepted(outcome)
         done = await journal.discard([row.id], f"{caller.shown}, after a replay that was accepted")
         control.services.observed.route(row.route).discarded += done

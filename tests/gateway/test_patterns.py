@@ -101,6 +101,29 @@ def test_a_choose_without_branches_is_a_complaint(tmp_path: Path) -> None:
     assert "routes.r.steps[0].choose: " in complaints(tmp_path, "- choose: []")
 
 
+@pytest.mark.parametrize("set_by_s", [3600.0, -3600.0])
+async def test_a_deadline_is_not_moved_by_a_clock_that_is_set_while_a_step_waits(bench: Bench, set_by_s: float) -> None:
+    settings = steps("- call: {probe: {name: asked}, into: body.x, name: asked}", f"    expire_after: 10s{TO}")
+    release = asyncio.Event()
+
+    async def slow(_: Message) -> Message:
+        await release.wait()
+        return Message(raw=b"{}")
+
+    async with bench.route(settings) as route:
+        script("asked").does = slow
+        for waited_s, expected in ((0.0, 1), (11.0, 0)):
+            release.clear()
+            script("out").received.clear()
+            taken = asyncio.create_task(post(route, {"n": 1}, time_s=bench.clock.time()))
+            await settle()
+            bench.clock.set_by_s += set_by_s
+            await bench.clock.advance(waited_s)
+            release.set()
+            await taken
+            assert len(script("out").received) == expected
+
+
 # --- dedupe
 
 

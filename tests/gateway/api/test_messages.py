@@ -240,6 +240,16 @@ async def test_a_dead_letter_of_a_route_that_stores_nothing_goes_through_it_at_o
         assert box("passed").received[-1].tree == {"id": 9}
 
 
+async def test_such_a_replay_is_not_bound_by_a_deadline_that_has_passed(tmp_path: Path) -> None:
+    yaml = ROUTES.replace("    ack: delivered\n", "    ack: delivered\n    expire_after: 1m\n")
+    async with desk(tmp_path, yaml) as here:
+        old = Message(raw=b'{"id": 9}', time_s=1e9, expires_at_s=1e9 + 60)
+        await here.journal.bury("passes", old, Reason("refused", "no"))
+        answer = await here.client.post(f"/api/v1/messages/{old.id}/replay")
+        assert (answer.status_code, state(here, old.id)) == (202, "discarded")
+        assert [message.tree for message in box("passed").received] == [{"id": 9}]
+
+
 # -- discard ---------------------------------------------------------------------------------------------------------
 
 
