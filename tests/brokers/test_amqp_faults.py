@@ -319,6 +319,7 @@ async def test_a_broker_that_closes_its_connections_says_so(rabbitmq: RabbitMq) 
 @pytest.mark.slow
 async def test_what_was_not_acknowledged_comes_again_after_kill_9(rabbitmq: RabbitMq) -> None:
     queue, host = await make_queue(rabbitmq), FakeHost()
+    await asyncio.to_thread(rabbitmq.keep)
     await put(rabbitmq, queue, *(str(at).encode() for at in range(60)))
     go = asyncio.Event()
 

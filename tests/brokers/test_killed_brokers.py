@@ -118,6 +118,7 @@ async def test_every_id_is_in_rabbitmq_or_pending_when_it_is_killed_twice(
     rabbitmq: RabbitMq, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     queue = await make_queue(rabbitmq)
+    await asyncio.to_thread(rabbitmq.keep)
     connection = f'{{amqp: {{url: "{rabbitmq.url}"}}}}'
     to = f"amqp: {{connection: broker, routing_key: {queue}}}"
     # The pause: it takes seconds to start, and some of the messages should still come after that.
