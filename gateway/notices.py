@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 from gateway.message import Message, Refused
 from gateway.observe import RouteMeters
@@ -11,8 +12,20 @@ from gateway.ports import Clock
 
 log = logging.getLogger("gateway")
 
+_VALUE = re.compile(
+    r"""(?<!condition\ )(?<!target\ )(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?:(?<=\bis\ )|(?<=\bgot\ ))-?\d[\d.]*""",
+    re.VERBOSE,
+)
 TOLD_A_SECOND = 10
 """Of each kind and route; of more, only how many."""
+
+
+def without_values(reason: str) -> str:
+    """A reason as the log has it: what it quotes may be of a body, and a log goes further than the journal.
+
+    Names of targets and conditions stay, as they are those of `routes.yaml`.
+    """
+    return _VALUE.sub("…", reason)
 
 
 class _Sparing:
@@ -56,7 +69,7 @@ class DeadLetters:
     def note(self, message_id: str, kind: str, text: str, place: str | None) -> None:
         """A message, or its delivery to one target, became a dead letter."""
         self._meters.dead += 1
-        self._log.tell(message_id=message_id, kind=kind, reason=text, place=place)
+        self._log.tell(message_id=message_id, kind=kind, reason=without_values(text), place=place)
 
 
 class Refusals:
@@ -67,7 +80,7 @@ class Refusals:
 
     def note(self, message: Message, refused: Refused, place: str | None) -> None:
         """A sender was told that its message can't pass. Nothing of the body or the headers is logged."""
-        fields = {"message_id": message.id, "code": refused.code, "reason": refused.full}
+        fields = {"message_id": message.id, "code": refused.code, "reason": without_values(refused.full)}
         if place is not None:
             fields["place"] = place
         peer = message.transport.get("peer")
@@ -77,4 +90,4 @@ class Refusals:
 
     def note_unread(self, code: str, reason: str, peer: str) -> None:
         """A sender was told that what it sent is no message, or one that is not read."""
-        self._log.tell(code=code, reason=reason, peer=peer)
+        self._log.tell(code=code, reason=without_values(reason), peer=peer)

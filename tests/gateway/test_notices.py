@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from gateway import Address, Message, MessageError, Refused
-from gateway.notices import DeadLetters, Refusals
+from gateway.notices import DeadLetters, Refusals, without_values
 from gateway.observe import RouteMeters
 from gateway.testing import ManualClock, until
 from tests.adapters.raw_http import peer
@@ -170,3 +170,20 @@ async def test_what_is_refused_before_it_is_a_message_is_counted_and_told_with_i
         assert "hunter2" not in str(found)
         meters = here.app.services.observed.route("web")
         assert (meters.received, meters.refused) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("reason", "logged"),
+    [
+        ('validate: body.pin is "1234 or so"; it is too long', "validate: body.pin is …; it is too long"),
+        ('validate: body.n is "a\\"b"; {"const":"a"} is not allowed', "validate: body.n is …; {…:…} is not allowed"),
+        (
+            "priority: expected a whole number from 0 to 9, got 4711",
+            "priority: expected a whole number from 0 to 9, got …",
+        ),
+        ("accept: the condition 'body.good' does not hold", "accept: the condition 'body.good' does not hold"),
+        ('the target "crm" refused it with 422', 'the target "crm" refused it with 422'),
+    ],
+)
+def test_values_of_bodies_are_not_in_the_log(reason: str, logged: str) -> None:
+    assert without_values(reason) == logged
