@@ -39,7 +39,7 @@ reliability: $(VENV)/installed brokers  ## kill points, full disks, power cuts: 
 docs: $(VENV)/installed  ## the generated pages of docs/
 	$(BIN)/gateway doc --all > docs/reference.md
 
-brokers:  ## RabbitMQ and Mosquitto from Debian, where they are missing
+brokers:  ## RabbitMQ, Mosquitto and strace from Debian, where they are missing
 	@bash tests/brokers/install.sh
 
 lock: $(VENV)/installed  ## pin every dependency by version and hash

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -32,6 +33,7 @@ async def run(suite: Suite, times: int, folder: Path, seed: int, through: Broker
     row = Row(suite.name, suite.what, times)
     stage = Stage(folder / suite.name, random.Random(f"{seed} {suite.name}"), times, brokers=through)
     began = time.monotonic()
+    print(f"        {suite.name:16} {suite.what}: {times}", flush=True)
     try:
         row.verdict = await suite.run(stage)
         caught = await suite.run(stage.lying(suite.least))
@@ -40,6 +42,9 @@ async def run(suite: Suite, times: int, folder: Path, seed: int, through: Broker
             row.verdict.troubles.append("the control build that acknowledges before it commits was not caught")
     except SkippedError as skipped:
         row.skipped = str(skipped)
+    except Exception as error:
+        traceback.print_exc()
+        row.verdict.troubles.append(f"the suite did not end: {error!r}")
     row.seconds = time.monotonic() - began
     return row
 
@@ -98,9 +103,10 @@ def main() -> int:
     print(f"seed {wanted.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="reliability-"))
     rows = asyncio.run(run_all(wanted, folder))
-    print("\n" + table(rows, wanted.seed, not wanted.no_brokers))
-    if wanted.times >= 1 and not wanted.only:
-        write(table(rows, wanted.seed, not wanted.no_brokers))
+    text = table(rows, wanted.seed, not wanted.no_brokers)
+    print("\n" + text)
+    if wanted.times >= 1 and not wanted.only and not wanted.no_brokers:
+        write(text)
     if all(row.verdict.good for row in rows):
         shutil.rmtree(folder, ignore_errors=True)
         return 0

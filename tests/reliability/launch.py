@@ -1,17 +1,22 @@
-"""The gateway as `gateway run` runs it, with a lie or a bad disk put in first: what the checker has to catch.
+"""The gateway as `gateway run` runs it, with a lie put in first, or on a bad disk.
 
-`RELIABILITY_LIE=100ms`: the journal says that a message is stored 100 ms before it is. `RELIABILITY_DISK=write:EIO:37:1`:
-the 37th write to the journal's files fails, and no other; `sync:ENOSPC:5:20`: the 5th to the 24th sync.
+`RELIABILITY_LIE=100ms`: the journal says that a message is stored 100 ms before it is: what the checker has to catch.
+
+`RELIABILITY_DISK=write:EIO:37:1`: the kernel answers the 37th write to the journal's files, and no other, with EIO;
+`sync:ENOSPC:5:20`: the 5th to the 24th sync. It is strace that makes it, so that nothing in the process is other than
+usual; it counts each thread apart, and the thread that commits is the one that writes after the start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-
-import apsw
 
 LIE = "RELIABILITY_LIE"
 DISK = "RELIABILITY_DISK"
@@ -39,59 +44,54 @@ def lie(late_s: float) -> None:
     SqliteJournal.append = append  # type: ignore[method-assign]
 
 
-class _Trouble:
-    """Counts what is asked of the disk, and when to refuse."""
+# -- a bad disk --------------------------------------------------------------------------------------------------------
 
-    def __init__(self, text: str) -> None:
-        self.kind, error, first, count = text.split(":")
-        self.error = error
-        self.range = range(int(first), int(first) + int(count))
-        self.seen = 0
-
-    def meets(self, kind: str) -> None:
-        if kind != self.kind:
-            return
-        self.seen += 1
-        if self.seen in self.range:
-            if self.error == "ENOSPC":
-                raise apsw.FullError("no space left on device")
-            raise apsw.IOError("input/output error")
+_CALLS = {"write": "pwrite64", "sync": "fdatasync,fsync"}
+_TRACE = "trace"
 
 
-class _File(apsw.VFSFile):
-    def __init__(self, trouble: _Trouble, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
-        self._trouble = trouble
-        super().__init__("unix", name, flags)
-
-    def xWrite(self, data: bytes, offset: int) -> None:
-        self._trouble.meets("write")
-        super().xWrite(data, offset)
-
-    def xSync(self, flags: int) -> None:
-        self._trouble.meets("sync")
-        super().xSync(flags)
+def can_trace() -> bool:
+    """Whether strace is here, and may trace."""
+    if shutil.which("strace") is None:
+        return False
+    probe = ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", os.devnull, "-e", "trace=pwrite64", "true"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-class _Disk(apsw.VFS):
-    def __init__(self, trouble: _Trouble) -> None:
-        self._trouble = trouble
-        super().__init__("trouble", "unix", makedefault=True)
+def refused(folder: Path) -> int:
+    """How many calls of the process that was started last on this folder were answered with the error so far."""
+    try:
+        return (folder / _TRACE).read_text(errors="replace").count("(INJECTED)")
+    except OSError:
+        return 0
 
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> _File:
-        return _File(self._trouble, name, flags)
+
+def _traced(case: str, config: Path) -> list[str]:
+    kind, error, first, count = case.split(":")
+    calls = _CALLS[kind]
+    when = f"{first}..{int(first) + int(count) - 1}"
+    command = ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", str(config.parent / _TRACE), "-e", f"trace={calls}"]
+    for name in ("gateway.db", "gateway.db-wal"):
+        command += ["-P", str(config.parent.resolve() / "var" / name)]
+    return [*command, "-e", f"inject={calls}:error={error}:when={when}"]
+
+
+def _under_trace(environment: Mapping[str, str]) -> None:
+    """Becomes this program once more, under strace, which stays in the background: the process id is the same."""
+    left = {name: value for name, value in environment.items() if name != DISK}
+    command = [*_traced(environment[DISK], Path(sys.argv[1])), sys.executable, *PROGRAM, *sys.argv[1:]]
+    os.execvpe(command[0], command, left)
 
 
 def main() -> None:
     """Runs it."""
+    if os.environ.get(DISK):
+        _under_trace(os.environ)
     from gateway.cli import main as gateway_main
 
     if os.environ.get(LIE):
         lie(float(os.environ[LIE].removesuffix("ms")) / 1000)
-    disk = _Disk(_Trouble(os.environ[DISK])) if os.environ.get(DISK) else None
-    try:
-        gateway_main(["run", *sys.argv[1:]])
-    finally:
-        del disk
+    gateway_main(["run", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
