@@ -97,7 +97,8 @@ class Link:
                 return lost.result()
         if isinstance(error, TimeoutError):
             return f"{self.where}: the broker did not answer within {self._within_s:g} s"
-        return f"{self.where}: {error}"
+        said = str(error)
+        return f"{self.where}: {'the link was closed meanwhile' if said == '(None, None)' else said}"
 
 
 @asynccontextmanager
