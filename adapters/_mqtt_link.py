@@ -87,6 +87,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._reading_paused = False
+        self._subscribing = 0
         self._connack: asyncio.Future[Answer] = self._loop.create_future()
         self._granted: dict[str, int] = {}
         self._outbox = Outbox(self._peer, self.lose)
@@ -132,7 +133,8 @@ class Link(asyncio.Protocol):
                     self._take(first, body)
         except PacketError as error:
             self.lose(PeerError(f"{self._peer}: the broker does not keep to MQTT: {error}", reconnect=True))
-        if self._arrivals.full and not self._reading_paused and self._transport is not None:
+        # Before it answers SUBSCRIBE a broker may send what it kept, and more than was agreed: the answer lies behind.
+        if self._arrivals.full and not (self._subscribing or self._reading_paused) and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
 
@@ -267,10 +269,14 @@ class Link(asyncio.Protocol):
         if out and transport is not None and not transport.is_closing():
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             self._sent_s = self._loop.time()
-        if self._reading_paused and not self._arrivals.full and transport is not None:
+        if not self._arrivals.full:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._reading_paused and self._transport is not None:
             self._reading_paused = False
             self._heard_s = self._loop.time()
-            transport.resume_reading()
+            self._transport.resume_reading()
 
     async def publish(self, message: Outgoing, timeout_s: float) -> None:
         """Returns once the broker acknowledged it: PUBACK for QoS 1, PUBCOMP for QoS 2, nothing for QoS 0.
@@ -342,7 +348,12 @@ class Link(asyncio.Protocol):
         self._arrivals.join(subscription)
         self._expect_takers()
         try:
-            await self._subscribe(subscription, qos)
+            self._subscribing += 1
+            self._read_on()
+            try:
+                await self._subscribe(subscription, qos)
+            finally:
+                self._subscribing -= 1
             yield
         finally:
             self._arrivals.leave(subscription)

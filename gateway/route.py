@@ -23,8 +23,8 @@ from gateway.target import Inside, RunningTarget, chosen
 
 log = logging.getLogger("gateway.route")
 
-START_S = 10.0
-"""How long a start waits for a source to listen or to have tried its peer once."""
+START_S = 2.0
+"""How long a start waits for a source to listen or to have tried its peer once: a slow one holds up all routes."""
 FULL_WAIT_S = 5.0
 """How long senders are asked to wait while the journal has no room."""
 NOT_STORED = "the gateway can't store it now; send it again later"

@@ -453,6 +453,34 @@ async def test_mqtt_311_stops_reading_when_too_much_is_unacknowledged(host: Fake
         await inbox.wait(200)
 
 
+async def test_a_broker_that_sends_more_than_was_agreed_before_it_answers_a_subscription_is_read_all_the_same(
+    host: FakeHost,
+) -> None:
+    """So Mosquitto 2.0.11 does with what a session had under way. A route takes nothing before all have subscribed."""
+    ready = asyncio.Event()
+
+    async def later(message: Message) -> Outcome:
+        await ready.wait()
+        return Accepted(message.id)
+
+    async def script(peer: Peer) -> None:
+        await peer.expect(CONNECT)
+        peer.say(CONNECTED)
+        for number in range(1, 201):
+            peer.say(b"\x32\x86\x80\x04\x00\x01t" + number.to_bytes(2, "big") + b"\x00" + b"x" * 65_536)
+        subscribe = await peer.expect(SUBSCRIBE)
+        peer.say(b"\x90\x04" + subscribe[:2] + b"\x00\x01")
+        await forever(peer)
+
+    inbox = Inbox(host, later)
+    async with (
+        broker(script, receive_maximum=8) as connection,
+        running(Source(connection=connection, topic="t"), inbox, host),
+    ):
+        ready.set()
+        await inbox.wait(200)
+
+
 async def test_a_broker_that_drips_one_packet_for_ever_is_a_lost_link() -> None:
     """Each byte is a sign of life, so that the keep-alive time alone would never end it."""
     host = FakeHost(limits=Limits(handshake="1s", frame="1s"))

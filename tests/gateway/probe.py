@@ -50,6 +50,7 @@ class Source(Settings):
     port: int = Field(0, description="a setting to change")
     claim: tuple[str, ...] = Field((), description="what it needs for itself alone")
     away: bool = Field(default=False, description="whether its peer is away")
+    silent: bool = Field(default=False, description="whether its peer is there and says nothing")
 
     @property
     def answers(self) -> bool:
@@ -64,6 +65,8 @@ class Source(Settings):
             raise ConfigError(f"probe {self.name}: it is broken")
         if self.away:
             raise PeerError(f"probe {self.name}: its peer is away")
+        if self.silent:
+            await asyncio.get_running_loop().create_future()
         FEEDS[self.name] = deliver
         RUNS.append(f"+{self.name}")
         ready()

@@ -481,6 +481,12 @@ async def test_a_start_does_not_wait_for_a_peer_that_is_away(bench: Bench) -> No
         assert (peer.state, peer.reason) == ("down", "probe in: its peer is away")
 
 
+async def test_a_start_waits_for_a_silent_peer_for_a_moment_only(bench: Bench) -> None:
+    """No route takes anything before all have started: one broker must not keep the others from it."""
+    async with asyncio.timeout(5), bench.route("    from: {probe: {silent: true}}\n" + DELIVERED):
+        assert bench.observed.peers["r", "source", "probe"].state == "starting"
+
+
 async def test_a_stop_waits_for_what_is_in_flight(bench: Bench) -> None:
     gate = asyncio.Event()
 
