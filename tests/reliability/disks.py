@@ -45,8 +45,11 @@ async def disk_errors(stage: Stage) -> Verdict:
             await on.acknowledged(20)
             for case in cases[number : number + 20]:
                 await on.kill(f"before {case}")
+                without_room = on.ledger.no_room() if "ENOSPC" in case else None
                 await on.restart({DISK: case})
                 await (_goes_on if "write:ENOSPC" in case else _fails)(on, case)
+                if without_room is not None:
+                    without_room.ended_s = time.monotonic()
             verdict.add(await on.judged())
     return verdict
 
@@ -137,6 +140,7 @@ async def full_disk(stage: Stage) -> Verdict:
 
 
 async def _fill_and_free(on: Scene, ballast: Path) -> None:
+    without_room = on.ledger.no_room()
     _fill(ballast)
     told = len(on.answers)
     began = time.monotonic()
@@ -153,6 +157,7 @@ async def _fill_and_free(on: Scene, ballast: Path) -> None:
         on.troubles.append(f"full disk: {on.ledger.acknowledged - before} messages were acknowledged without room")
     await _is_unready(on)
     ballast.unlink()
+    without_room.ended_s = time.monotonic()
     before = on.ledger.acknowledged
     await on.acknowledged(50, AGAIN_WITHIN_S)
     if on.ledger.acknowledged - before < 50:

@@ -126,6 +126,8 @@ class Ledger:
         self.receipts: dict[str, list[Receipt]] = defaultdict(list)
         self.unknown: list[str] = []
         self.faults: list[Fault] = []
+        self.without_room: list[Fault] = []
+        """When the journal had no room: what came from a broker then was given back, or is tried again later."""
         self.acknowledged = 0
         """By the gateway itself, not by a broker before it."""
         self.last_receipt_s = 0.0
@@ -165,6 +167,12 @@ class Ledger:
         now = time.monotonic()
         found = Fault(what, now, now + lasts_s, target)
         self.faults.append(found)
+        return found
+
+    def no_room(self) -> Fault:
+        """The journal finds no room from now on, until `ended_s` is set."""
+        found = Fault("no room", time.monotonic(), float("inf"))
+        self.without_room.append(found)
         return found
 
     # -- the judgement -----------------------------------------------------------------------------------------------
@@ -252,9 +260,13 @@ class Ledger:
                     seen.add(receipt.target)
                     firsts.append((receipt.at_s, receipt.target, entry.key, entry))
         highest: dict[tuple[str, str], Sent] = {}
-        for _, target, key, entry in sorted(firsts, key=lambda first: first[0]):
+        for at_s, target, key, entry in sorted(firsts, key=lambda first: first[0]):
             before = highest.get((target, key))
             if before is not None and before.number > entry.number:
+                if entry.route in self.through_brokers and any(
+                    entry.sent_s <= fault.ended_s and fault.began_s <= at_s for fault in self.without_room
+                ):
+                    continue  # the order is that of receipt, and it was received once more, behind the others
                 verdict.disordered.append(
                     f"{entry.uid} came after {before.uid} to {target}, of one key: "
                     f"{self._story(entry, target)}; {self._story(before, target)}"

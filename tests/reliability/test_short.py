@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,8 +67,8 @@ def test_every_point_is_killed_at() -> None:
 # -- the judge is judged -----------------------------------------------------------------------------------------------
 
 
-def ledger() -> Ledger:
-    made = Ledger({"r": ("a", "b")})
+def ledger(**settings: Any) -> Ledger:
+    made = Ledger({"r": ("a", "b")}, **settings)
     for number in (1, 2):
         made.heard_ok(made.sending(f"m{number}", "r", "k", number, b"body"))
     return made
@@ -125,3 +126,24 @@ def test_what_overtakes_is_found() -> None:
     made = ledger()
     deliver(made, "m2", "m1")
     assert len(made.judge().disordered) == 2
+
+
+def test_what_a_broker_was_given_back_for_lack_of_room_may_be_overtaken() -> None:
+    for through_brokers, disordered in ((("r",), 0), ((), 2)):
+        made = ledger(through_brokers=through_brokers)
+        made.no_room().ended_s = made.sent["m1"].sent_s
+        deliver(made, "m2", "m1")
+        assert len(made.judge().disordered) == disordered, through_brokers
+        made.without_room[0].ended_s = made.sent["m1"].sent_s - 1
+        assert len(made.judge().disordered) == 2
+
+
+def test_an_answer_that_was_seen_to_be_known_is_not_excused_by_a_link_that_is_cut_later() -> None:
+    made = ledger()
+    deliver(made, "m1", "m1", "m2")
+    made.fault("a link to a cut", "a")
+    verdict = made.judge()
+    assert (len(verdict.duplicated), verdict.again) == (1, 1)  # the one at b has nothing to do with it
+    for receipt in made.receipts["m1"]:
+        receipt.known_s = receipt.at_s
+    assert len(made.judge().duplicated) == 2
