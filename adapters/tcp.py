@@ -151,6 +151,7 @@ class _Talk:
         self._framer = framing.framer(_ALL_OF_IT)
         said = answer or Answer()
         self._accepted = _Said(said.accepted)
+        self._usual = self._framer.frame(str(said.accepted.text).encode()) if said.accepted.constant else None
         self._refused = _Said(said.refused)
         self._deferred = _Said(said.deferred)
 
@@ -166,7 +167,7 @@ class _Talk:
         frame = self._framer.frame
         if type(outcome) is Accepted:
             if outcome.reply is None:
-                return frame(self._accepted(message, ""))
+                return self._usual or frame(self._accepted(message, ""))
             try:
                 return frame(outcome.reply.body)
             except MessageError as error:

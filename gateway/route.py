@@ -308,16 +308,16 @@ class Route:
             await self._checked(message)
         if settings.expire_after is not None and message.expires_at_s is None:
             message.expires_at_s = message.time_s + settings.expire_after
-        if not message.since:
+        delivering = self._delivering
+        if not message.since and (delivering is not None or message.expires_at_s is not None):
             message.since = self._services.journal.now()
             if message.expires_at_s is not None:  # what it waited until now is part of its time
                 message.since -= max(0.0, inside.clock.time() - message.time_s)
-        if self._delivering is not None:
+        if delivering is not None:
             if settings.priority is not None:
                 message.priority = _urgency(settings.priority(message))
             if settings.order_by is not None:
                 message.key = _text(settings.order_by(message))
-            delivering = self._delivering
             failpoint("accept.parsed")
             await delivering.store(message)
             failpoint_soon("ack.sent")
