@@ -24,7 +24,7 @@ from adapters._sqlite_records import (
     replayed,
     sound_message,
 )
-from gateway.journal import Delivery, Due, JournalBrokenError, Work
+from gateway.journal import QUEUED_BYTES, Delivery, Due, JournalBrokenError, Work
 
 T = TypeVar("T")
 log = logging.getLogger("gateway.journal")
@@ -195,6 +195,36 @@ def due(
                 )
                 damaged.append(n)
     return found, damaged
+
+
+def queued(
+    connection: apsw.Connection, route: tuple[int, str], lanes: Collection[tuple[str, str]], limit: int
+) -> Mapping[tuple[str, str], list[Due]]:
+    """The first pending deliveries of these lanes."""
+    number, name = route
+    found: dict[tuple[str, str], list[Due]] = {}
+    with connection:
+        for target, key in lanes:
+            run = found[target, key] = []
+            size = 0
+            rows: list[tuple[int, int]] = connection.execute(_LANE, (number, target, key, limit)).fetchall()
+            for n, claims in rows:
+                row = connection.execute(DELIVERY + "WHERE d.n = ?", (n,)).get
+                try:
+                    delivery = delivery_of(name, row)
+                except DamagedError:  # it is told, and put aside, when it is due
+                    break
+                run.append(Due(delivery, claims))
+                size += len(delivery.message.raw or b"")
+                if size > QUEUED_BYTES:
+                    break
+    return found
+
+
+_LANE = (
+    "SELECT n, claims FROM deliveries WHERE route = ? AND target = ? AND lane = ? AND state = 1 "
+    "ORDER BY turn, n LIMIT ?"
+)
 
 
 def next_due(connection: apsw.Connection, route: int, exclude: Collection[tuple[Key, str]]) -> float | None:

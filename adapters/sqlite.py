@@ -246,6 +246,14 @@ class SqliteJournal:
             if found or not damaged:
                 return found
 
+    async def queued(
+        self, route: str, lanes: Collection[tuple[str, str]], limit: int
+    ) -> Mapping[tuple[str, str], Sequence[Due]]:
+        number = self._has(route, OPEN_DELIVERIES)
+        if number is None:
+            return {}
+        return await self._readers["delivery"].call(lambda connection: reading.queued(connection, number, lanes, limit))
+
     async def next_due(self, route: str, exclude: Collection[tuple[str, str]]) -> float | None:
         number = self._has(route, OPEN_DELIVERIES)
         if number is None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 
 from gateway.dispatch import Dispatch
 from gateway.errors import INTERNAL, GatewayError
@@ -22,6 +23,8 @@ from gateway.target import Inside
 log = logging.getLogger("gateway.delivery")
 
 BATCH = 256
+RUN = 32
+"""How many parcels of one lane the journal gives out at once, at most: if the first fails, all are written again."""
 AGAIN_S = 1.0
 """How long the journal is left alone when it could not be asked, or could not tell for sure."""
 ENDING_TIMES = 4
@@ -340,10 +343,35 @@ class Delivering:
             good = [item for item in due if self._dispatch.knows(item.delivery.target)]
             gone = [item for item in due if item not in good]
             self._suspects += [item for item in good if item.claims >= SUSPECT_CLAIMS]
-            await self._give([item for item in good if item.claims < SUSPECT_CLAIMS])
+            sound = [item for item in good if item.claims < SUSPECT_CLAIMS]
+            await self._give(await self._with_followers(sound, room // 2, set(known)))
             if gone:
                 await self._end(gone)
                 return
+
+    async def _with_followers(
+        self, firsts: Sequence[Due], room: int, known: Collection[tuple[str, str]]
+    ) -> Sequence[Due]:
+        """These, and behind each those of its lane that may be sent right after it: one by one would cost commits.
+
+        known: what was in memory before the journal was asked for the first ones.
+        """
+        queues = [_lane(item) for item in firsts if not item.claims and self._dispatch.lanes.queue(_lane(item))]
+        most = min(RUN, 1 + (room - len(firsts)) // len(queues)) if queues else 1
+        if most < 2:
+            return firsts
+        queued = await self._journal.queued(self._route, queues, most)
+        moved = self._dispatch.seen_busy.union(known)  # the answer may be older than what became of these
+        elsewhere = moved.union(map(_name, firsts))
+        found: list[Due] = []
+        for item in firsts:
+            if _name(item) in moved:
+                continue
+            found.append(item)
+            first, *followers = queued.get(_lane(item)) or (None,)
+            if first is not None and _name(first) == _name(item):
+                found += takewhile(lambda one: not one.claims and _name(one) not in elsewhere, followers)
+        return found
 
     async def _send_suspects(self) -> None:
         if self._sent_alone not in self._dispatch.busy:
@@ -385,6 +413,10 @@ class Delivering:
         child = delivery.message.id
         self._inside.dead_letters.note(child, reason.kind, reason.text, reason.place)
         return Attempted(delivery.parent, child, delivery.target, "dead", delivery.attempts, reason=reason)
+
+
+def _lane(item: Due) -> tuple[str, str]:
+    return item.delivery.target, item.delivery.key or ""
 
 
 def _name(item: Due) -> tuple[str, str]:

@@ -312,7 +312,7 @@ class Dispatch:
         jobs = list(self.lanes.ahead_of(unwritten))
         for ahead in jobs:
             changes.append(ahead.written(now))
-            self._keep_busy(ahead, parcels)
+            self._keep_busy(ahead)
         head = parcels[0]
         if head in written and (attempt is not None or head.due_at is not None):
             changes.append(head.attempted(attempt))
@@ -331,10 +331,11 @@ class Dispatch:
                 self._left(None)
         self._due()
 
-    def _keep_busy(self, job: Job, leaving: list[Parcel]) -> None:
+    def _keep_busy(self, job: Job) -> None:
+        """Those that leave memory, too, until they are written: whoever lets go of them must not let go of others."""
         for parcel in job.parcels:
             self.lanes.move(parcel.lane)
-        names = [parcel.name for parcel in job.parcels if not parcel.final and parcel not in leaving]
+        names = [parcel.name for parcel in job.parcels if not parcel.final]
         self.busy.update(dict.fromkeys(names, job.message.id))
         self.seen_busy.update(names)
 
@@ -346,7 +347,7 @@ class Dispatch:
         jobs = list(self.lanes.ahead_of([job]))
         for ahead in jobs:
             changes.append(ahead.written(now))
-            self._keep_busy(ahead, [])
+            self._keep_busy(ahead)
         await self._handed_in(changes, jobs)
 
     async def _handed_in(self, changes: Sequence[Change], jobs: Iterable[Job]) -> None:

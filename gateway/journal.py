@@ -202,6 +202,10 @@ class Filter(Struct, kw_only=True, frozen=True):
     correlation_id: str | None = None
 
 
+QUEUED_BYTES = 1 << 20
+"""How much of one lane is given out at once."""
+
+
 class Journal(Protocol):
     """Where stored messages are kept. Every method that changes something is durable when it returns.
 
@@ -248,6 +252,15 @@ class Journal(Protocol):
         """Pending deliveries whose time has come, but those with a (child id, target) in `exclude`; earliest first.
 
         Their messages have the `since` of their parents.
+        """
+        ...
+
+    async def queued(
+        self, route: str, lanes: Collection[tuple[str, str]], limit: int
+    ) -> Mapping[tuple[str, str], Sequence[Due]]:
+        """The first pending deliveries of each of these lanes (target, key), in their order, due or not.
+
+        At most `limit` of a lane, and about `QUEUED_BYTES` of bodies; none behind one that is damaged.
         """
         ...
 

@@ -41,6 +41,10 @@ class Lanes:
         self._parked[lane] += 1
         return True
 
+    def queue(self, lane: Lane) -> bool:
+        """Whether more than one parcel of a lane is in the journal."""
+        return self._parked.get(lane, 0) > 1
+
     def park(self, parcel: Parcel) -> list[Parcel]:
         """The first parcel of a lane goes to the journal, and all that are behind it with it: these."""
         lane = parcel.lane

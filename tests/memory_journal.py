@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.journal import (
     FINAL,
+    QUEUED_BYTES,
     Attempt,
     Attempted,
     Change,
@@ -158,6 +160,23 @@ class MemoryJournal:
             Due(_copied(delivery), record.delivery_claims.get((delivery.message.id, delivery.target), 0))
             for record, delivery in due[:limit]
         ]
+
+    async def queued(
+        self, route: str, lanes: Collection[tuple[str, str]], limit: int
+    ) -> Mapping[tuple[str, str], Sequence[Due]]:
+        await asyncio.sleep(0)
+        found: dict[tuple[str, str], list[Due]] = {lane: [] for lane in lanes}
+        size: Counter[tuple[str, str]] = Counter()
+        for record in sorted(self.records.values(), key=lambda record: record.turn):
+            for delivery in record.deliveries:
+                if delivery.key is None or record.route != route or delivery.state != "pending":
+                    continue
+                lane = delivery.target, delivery.key
+                if lane in found and len(found[lane]) < limit and size[lane] <= QUEUED_BYTES:
+                    claims = record.delivery_claims.get((delivery.message.id, delivery.target), 0)
+                    found[lane].append(Due(_copied(delivery), claims))
+                    size[lane] += len(delivery.message.body)
+        return found
 
     async def next_due(self, route: str, exclude: Collection[tuple[str, str]]) -> float | None:
         pending = self._pending(route, exclude)

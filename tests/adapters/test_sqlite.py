@@ -344,6 +344,32 @@ async def test_only_the_first_of_a_lane_is_due(journal: Journal) -> None:
     assert await journal.lanes("r") == {("b", "k"): 3}
 
 
+async def test_a_lane_is_given_out_from_its_first_on(journal: Journal) -> None:
+    parents = [message(str(n)) for n in range(4)]
+    await keep(journal, *parents)
+    for parent in parents:
+        await journal.advance("r", [Expanded(parent.id, [delivery(parent, key="k"), delivery(parent, "b")])])
+    await journal.claim("r", [], [(parents[2].id, "a")])
+    await journal.advance("r", [Attempted(parents[0].id, parents[0].id, "a", "delivered", 1)])
+
+    async def queued(limit: int) -> list[tuple[str, int]]:
+        found = await journal.queued("r", [("a", "k"), ("a", "none")], limit)
+        assert not found.get(("a", "none"))
+        return [(item.delivery.message.body.decode(), item.claims) for item in found["a", "k"]]
+
+    assert await queued(10) == [("1", 0), ("2", 1), ("3", 0)]
+    assert await queued(2) == [("1", 0), ("2", 1)]
+    assert not (await journal.queued("none", [("a", "k")], 10)).get(("a", "k"))
+
+
+async def test_of_a_lane_with_large_bodies_a_few_are_given_out(journal: Journal) -> None:
+    parents = [message("x" * 400_000) for _ in range(6)]
+    await keep(journal, *parents)
+    for parent in parents:
+        await journal.advance("r", [Expanded(parent.id, [delivery(parent, key="k")])])
+    assert len((await journal.queued("r", [("a", "k")], 10))["a", "k"]) == 3
+
+
 async def test_a_lane_waits_while_its_first_is_tried_again(journal: Journal, clock: ManualClock) -> None:
     one, two, other = message("1"), message("2"), message("other")
     await keep(journal, one, two, other)

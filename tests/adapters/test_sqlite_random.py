@@ -141,12 +141,15 @@ class Twin:
         for journal in (self._model, self._real):
             works = await journal.stored(route, ids, limit, 1 << 40)
             due = await journal.due(route, names, limit)
+            lanes = await journal.lanes(route)
+            queued = await journal.queued(route, list(lanes), limit)
             shown.append(
                 (
                     [(w.message.id, w.message.body, w.message.key, w.claims) for w in works],
                     [(*_facts(item.delivery), item.claims) for item in due],
                     await journal.next_due(route, names),
-                    await journal.lanes(route),
+                    lanes,
+                    {lane: [(*_facts(item.delivery), item.claims) for item in queued[lane]] for lane in lanes},
                 )
             )
         assert shown[0] == shown[1]

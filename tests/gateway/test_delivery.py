@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,45 @@ async def test_a_failing_message_holds_back_its_key_and_no_other(tmp_path: Path)
         assert [tree["n"] for tree in sent("a")] == [3, 1, 2, 4]
         await post(route, {"k": "x", "n": 5})
         assert [tree["n"] for tree in sent("a")] == [3, 1, 2, 4, 5]
+    assert set(bench.states()) == {"delivered"}
+
+
+async def test_a_long_lane_is_not_asked_for_one_by_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, TWO)
+    claims: list[int] = []
+    claim = bench.journal.claim
+
+    async def counted(route: str, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
+        claims.append(len(deliveries))
+        await claim(route, messages, deliveries)
+
+    async with bench.running() as route:
+        bench.journal.claim = counted  # type: ignore[method-assign]
+        box("a").failing = PeerError("away")
+        for number in range(100):
+            await post(route, {"k": "x", "n": number})
+        box("a").failing = None
+        await bench.clock.advance(10.1)
+        await settle(400)
+    assert [tree["n"] for tree in sent("a")] == list(range(100))
+    assert (sum(claims), len(claims)) == (100, 4)
+    assert set(bench.states()) == {"delivered"}
+
+
+async def test_when_the_first_of_a_lane_fails_those_given_out_with_it_wait_behind_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, TWO)
+    async with bench.running() as route:
+        box("a").failing = PeerError("away")
+        for number in range(10):
+            await post(route, {"k": "x", "n": number})
+        await bench.clock.advance(10.1)
+        await settle(100)
+        assert (sent("a"), await bench.journal.lanes("r")) == ([], {("a", "x"): 10})
+        assert not any(any(record.delivery_claims.values()) for record in bench.journal.records.values())
+        box("a").failing = None
+        await bench.clock.advance(20.1)
+        await settle(400)
+        assert [tree["n"] for tree in sent("a")] == list(range(10))
     assert set(bench.states()) == {"delivered"}
 
 

@@ -104,6 +104,13 @@ class LateJournal(MemoryJournal):
         await self._a_while()
         return found
 
+    async def queued(
+        self, route: str, lanes: Collection[tuple[str, str]], limit: int
+    ) -> Mapping[tuple[str, str], Sequence[Due]]:
+        found = await super().queued(route, lanes, limit)
+        await self._a_while()
+        return found
+
     async def lanes(self, route: str) -> Mapping[tuple[str, str], int]:
         found = await super().lanes(route)
         await self._a_while()
