@@ -207,7 +207,7 @@ def queued(
         for target, key in lanes:
             run = found[target, key] = []
             size = 0
-            rows: list[tuple[int, int]] = connection.execute(_LANE, (number, target, key, limit)).fetchall()
+            rows: list[Any] = connection.execute(_LANE, (number, target, key, limit)).fetchall()
             for n, claims in rows:
                 row = connection.execute(DELIVERY + "WHERE d.n = ?", (n,)).get
                 try:
