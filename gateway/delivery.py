@@ -302,9 +302,19 @@ class Delivering:
             return False
         return self._inside.services.alone.begin(self, self._look_again)
 
+    def _next_held(self) -> Work:
+        """Of the first ones of each key that which was begun most often: most likely it is the one that kills."""
+        firsts: dict[str, Work] = {}
+        for work in self._held:
+            firsts.setdefault(work.message.id if work.message.key is None else f"key {work.message.key}", work)
+        return max(firsts.values(), key=lambda work: work.claims)
+
     async def _begin_held(self) -> None:
-        while self._held and not self._dispatch.stopping and self._may_begin(self._held[0].claims):
-            work = self._held.popleft()
+        while self._held and not self._dispatch.stopping:
+            work = self._next_held()
+            if not self._may_begin(work.claims):
+                return
+            self._held.remove(work)
             if work.claims >= POISON_CLAIMS:
                 reason = Reason("poison", _poison(work.claims), "steps", INTERNAL)
                 self._inside.dead_letters.note(work.message.id, reason.kind, reason.text, reason.place)
@@ -376,8 +386,11 @@ class Delivering:
     async def _send_suspects(self) -> None:
         if self._sent_alone not in self._dispatch.busy:
             self._sent_alone = None
-        while self._suspects and not self._dispatch.stopping and self._may_begin(self._suspects[0].claims):
-            item = self._suspects.popleft()
+        while self._suspects and not self._dispatch.stopping:
+            item = max(self._suspects, key=lambda item: item.claims)
+            if not self._may_begin(item.claims):
+                return
+            self._suspects.remove(item)
             if item.claims >= POISON_CLAIMS:
                 await self._end([item])
             else:

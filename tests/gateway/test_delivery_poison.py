@@ -71,6 +71,26 @@ async def test_of_many_suspects_only_the_one_that_kills_becomes_a_dead_letter(tm
     assert [tree["n"] for tree in sent("a")] == [*range(7), *range(8, 20)]
 
 
+async def test_the_suspect_that_was_begun_most_often_is_tried_first(tmp_path: Path) -> None:
+    """Else all that were under way with it would be sent, one by one, before it can show once more what it does."""
+    bench = Bench(tmp_path, ORDERED)
+    for number, key in enumerate("abcd"):
+        await stored(bench, number, key, claims=SUSPECT_CLAIMS)
+    await stored(bench, 4, "e", claims=SUSPECT_CLAIMS + 1)
+    async with bench.running():
+        await settle(400)
+    assert [tree["n"] for tree in sent("a")] == [4, 0, 1, 2, 3]
+
+
+async def test_the_suspected_delivery_that_was_begun_most_often_is_tried_first(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ORDERED.replace("    order_by: body.k\n", ""))
+    for number in range(3):
+        await delivery(bench, number, SUSPECT_CLAIMS + number)
+    async with bench.running():
+        await settle(400)
+    assert [tree["n"] for tree in sent("a")] == [2, 1, 0]
+
+
 async def test_suspected_deliveries_are_sent_one_after_the_other_and_only_the_killer_dies(tmp_path: Path) -> None:
     bench = Bench(tmp_path, ORDERED.replace("    order_by: body.k\n", ""))
     for number in range(10):
