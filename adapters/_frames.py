@@ -433,6 +433,7 @@ class Mllp:
             if end < 0:
                 break
             if end - at > self._max:
+                del buffer[:at]  # so that it begins with the frame that is refused
                 raise too_large(end - at, self._max)
             yield bytes(buffer[at:end])
             at = end + 2 if buffer[end + 1] == _CR else end + 1

@@ -116,9 +116,7 @@ class _Frames(Mllp):
 
     @property
     def head(self) -> bytes:
-        begun = self._buffer
-        start = begun.rfind(b"\x0bMSH") + 1
-        return bytes(begun[start : start + _HEAD])
+        return bytes(self._buffer[:_HEAD])
 
 
 class _Talk:

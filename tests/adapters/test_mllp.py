@@ -279,6 +279,15 @@ async def test_a_frame_of_exactly_the_limit_passes_and_one_byte_more_is_refused_
     assert len(inbox.messages) == 2
 
 
+async def test_a_frame_that_is_too_large_is_refused_by_its_own_name_and_not_by_that_of_what_follows() -> None:
+    host = FakeHost(limits=Limits(message="1KiB"))
+    async with talking(host=host) as (peer, inbox, _):
+        peer.send(framed(adt("MSG1")) + framed(adt("BIG", more="x" * 2000)) + framed(adt("MSG3")))
+        assert await peer.codes(2) == [("AA", "MSG1"), ("AE", "BIG")]
+        assert await peer.rest() == b""
+    assert len(inbox.messages) == 1
+
+
 async def test_an_endless_frame_without_a_header_is_closed_without_a_word() -> None:
     host = FakeHost(limits=Limits(message="1KiB"))
     async with talking(host=host) as (peer, inbox, _):
