@@ -22,6 +22,8 @@ _LINGER_S = 2.0
 """How long a peer that was refused may go on sending before its connection is closed."""
 _WRITE_BUFFER = 256 * 1024
 """Bytes written and not yet taken by the peer; then it is not read until it has read."""
+_NOISE = 2
+"""Bytes before the first frame that need no word: a line end, or a NUL that asks whether we are there."""
 
 
 class Slot:
@@ -55,6 +57,7 @@ class Link(asyncio.Protocol):
         self._scheduled = False
         self._paused = False
         self._eof = False
+        self._framed = False  # a frame has begun, or that none did was said
         self._ending = False  # nothing is taken any more: answer what there is, then close
         self._frame_since_s: float | None = None
         self._stalled_since_s: float | None = None
@@ -91,7 +94,7 @@ class Link(asyncio.Protocol):
         if self._admitted is not None and intake.admission is not None:
             intake.admission.leave(self._admitted)
         if not self._ending and not self._eof and self.framer.pending:
-            intake.host.dropped(1, "cut")
+            self._let_go_cut()
         self._ending = True
         self._stalled_since_s = None
         self._out.clear()
@@ -137,7 +140,7 @@ class Link(asyncio.Protocol):
         begun = False
         try:
             for payload in payloads:
-                begun = True
+                begun = self._framed = True
                 made = message_of(payload, self)
                 if isinstance(made, bytes):
                     slots.append(Slot(self, None, made))
@@ -154,23 +157,34 @@ class Link(asyncio.Protocol):
             return
         self._payloads = None
         if self.framer.pending:
+            self._framed = True
             if begun or self._frame_since_s is None:
                 self._frame_since_s = intake.host.clock.monotonic()
                 intake.watched.add(self)
-        elif self._frame_since_s is not None:
+            return
+        if self._frame_since_s is not None:
             self._frame_since_s = None
             self._unwatch()
+        if not self._framed and self.framer.skipped > _NOISE:
+            # Else it would look idle: it is heard by nobody, and hears nothing.
+            self._framed = True
+            text = f"{self.framer.skipped} bytes and no frame among them, expected the framing of this source"
+            intake.let_go("unframed", text, self.facts["peer"])
 
     def _take_last(self) -> None:
         """The peer sends no more: takes what the end completes, and closes once all is answered."""
         try:
             payload = self.framer.eof()
         except MessageError:
-            self._intake.host.dropped(1, "cut")
+            self._let_go_cut()
         else:
             if payload is not None:
                 self._take(iter((payload,)))
         self._end()
+
+    def _let_go_cut(self) -> None:
+        text = f"frame: the connection ended after {self.framer.pending} bytes of a frame, expected its end"
+        self._intake.let_go("cut", text, self.facts["peer"])
 
     def _break(self, error: MessageError, why: str) -> None:
         """The stream can't be understood any more: refuses, if the peer is answered at all, and closes."""
@@ -178,7 +192,8 @@ class Link(asyncio.Protocol):
         if self._talk.answers:
             self._intake.host.refused(error.code, str(error), self.facts["peer"])
         else:
-            self._intake.host.dropped(1, why)
+            text = "frame: the bytes are not of the framing of this source" if why == "malformed" else str(error)
+            self._intake.let_go(why, text, self.facts["peer"])
         self._slots.append(Slot(self, None, refusal))
         self._lingers = bool(refusal) and self._transport.can_write_eof()
         if self._lingers:

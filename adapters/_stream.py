@@ -83,6 +83,8 @@ class Intake:
         self.most_taken = 2 * host.limits.in_flight
         self._tasks = asyncio.TaskGroup()
         self._later: set[asyncio.Task[None]] = set()
+        self._let_go = 0  # what became no message since that was last told, and why the last of it did not
+        self._let_go_why = self._let_go_peer = ""
         self._idle = asyncio.Event()  # set when nothing is taken any more; whoever waits for it clears it first
         self._deliver = deliver
         self._workers = Workers(self._work, count=host.limits.in_flight, name=f"{host.route}:from")
@@ -140,6 +142,7 @@ class Intake:
                 for waiting in self._later:
                     waiting.cancel()
                 await self._close_links()
+                self._tell_let_go()
 
     def later(self, link: Link, answer: Awaitable[bytes]) -> None:
         """Says something on a link once it is known."""
@@ -157,6 +160,12 @@ class Intake:
         """Hands over."""
         self.taken += 1
         self._workers.put(slot)
+
+    def let_go(self, why: str, text: str, peer: str) -> None:
+        """Counts what became no message, as `why`; the log has its text, nothing of a body in it, once a second."""
+        self.host.dropped(1, why)
+        self._let_go += 1
+        self._let_go_why, self._let_go_peer = text, peer
 
     async def _settled(self) -> None:
         """Returns once everything that was taken is settled."""
@@ -195,6 +204,13 @@ class Intake:
             if self.admission is not None and self.admission.refused:
                 count, self.admission.refused = self.admission.refused, 0
                 log.warning("connections refused", extra={"route": self.host.route, "count": count})
+            self._tell_let_go()
+
+    def _tell_let_go(self) -> None:
+        if self._let_go:
+            count, self._let_go = self._let_go, 0
+            extra = {"route": self.host.route, "count": count, "reason": self._let_go_why, "peer": self._let_go_peer}
+            log.warning("bytes dropped", extra=extra)
 
     async def _close_links(self) -> None:
         self.over = True

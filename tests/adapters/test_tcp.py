@@ -162,6 +162,44 @@ async def test_bodies_arrive_as_they_were_sent_and_the_reply_goes_back_as_it_is(
         assert inbox.messages[0].body == body
 
 
+@pytest.mark.parametrize(
+    ("framing", "stream", "why", "reason"),
+    [
+        pytest.param("line", b"hello", "cut", "frame: the connection ended after 5 bytes of a frame", id="no end"),
+        pytest.param("mllp", b"MSH|^~\\&|\r", "unframed", "10 bytes and no frame among them", id="no frame"),
+        pytest.param("line", b"x" * 2000, "oversize", "expected at most 1024; send less", id="too large"),
+        pytest.param({"length": {"digits": 4}}, b"GET / ", "malformed", "not of the framing", id="another protocol"),
+    ],
+)
+async def test_what_becomes_no_message_is_in_the_log(
+    framing: Any, stream: bytes, why: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    host, port = FakeHost(clock=clock, limits=limits(message="1KiB")), free_port()
+    async with running(silent(port, framing=framing), Inbox(host), host), connected(port) as peer:
+        peer.say(stream)
+        if why == "cut":
+            peer.writer.write_eof()
+        await until(lambda: host.drops == {why: 1})
+        await clock.advance(1.0)
+        (told,) = [record for record in caplog.records if record.message == "bytes dropped"]
+        assert reason in told.reason  # type: ignore[attr-defined]
+        assert told.peer.startswith("127.0.0.1:")  # type: ignore[attr-defined]
+
+
+async def test_noise_before_and_between_frames_is_no_matter(caplog: pytest.LogCaptureFixture) -> None:
+    host, port = FakeHost(), free_port()
+    inbox = Inbox(host)
+    async with running(silent(port, framing="stx_etx"), inbox, host), connected(port) as peer:
+        peer.say(b"\r\n")
+        peer.say(b"noise\x02a\x03\r\n\r\n")
+        await inbox.wait(1)
+        peer.say(b"\r\n\r\n\x02b\x03")
+        await inbox.wait(2)
+    assert host.drops == {}
+    assert "bytes dropped" not in caplog.text
+
+
 async def test_answers_keep_the_order_of_receipt_when_outcomes_do_not() -> None:
     host, port, held = FakeHost(), free_port(), Held()
     inbox = Inbox(host, held)
