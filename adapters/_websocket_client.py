@@ -90,6 +90,7 @@ class _Asking:
     """What all ways to ask have in common: a hearer whose messages are settled at once."""
 
     full = False
+    hears_rest = False
 
     def __init__(self, host: Host, who: str) -> None:
         self._host = host

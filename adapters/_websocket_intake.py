@@ -48,6 +48,7 @@ class Intake:
         self.taken = 0
         """Messages handed over and not yet settled."""
         self.answers = terms.confirm or terms.reply
+        self.hears_rest = not self.answers
         self._host = host
         self._deliver = deliver
         self._confirm = terms.confirm

@@ -37,11 +37,15 @@ _WRITE_BUFFER = 256 * 1024
 
 GOING_AWAY, INTERNAL_ERROR, TRY_AGAIN_LATER = 1001, 1011, 1013
 
-_OPEN, _PARTING, _CLOSING, _DONE = 0, 1, 2, 3
+_OPEN, _PARTING, _ENDED, _CLOSING, _DONE = range(5)
+"""Ended: the connection is gone, and what came over it is still heard."""
 
 
 class Hearer(Protocol):
     """Who gets the messages of links. What it is given counts as unsettled until it calls `link.settled`."""
+
+    hears_rest: bool
+    """Whether it wants what came over a link that has ended since: nobody will send it again."""
 
     @property
     def full(self) -> bool:
@@ -143,17 +147,25 @@ class Link(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._state < _CLOSING and self._frames.pending:
-            self.hearer.missed("cut")
-        self._state = _DONE
+        if self._state == _OPEN and self._paused and self.hearer.hears_rest:
+            self._state = _ENDED
+            self._writable = None
+            self._schedule()
+        else:
+            self._end_heard()
         self._out.clear()
         if not self.lost.done():
             self.lost.set_result(self._why or self._said_by_peer(exc))
             self.hearer.gone(self)
 
+    def _end_heard(self) -> None:
+        if self._state < _CLOSING and self._frames.pending:
+            self.hearer.missed("cut")
+        self._done()
+
     def pause_writing(self) -> None:
         self._writable = asyncio.get_running_loop().create_future()
-        self._pause()
+        self._paused = True
 
     def resume_writing(self) -> None:
         self._stalled_at = None
@@ -179,9 +191,11 @@ class Link(asyncio.Protocol):
                     self.count += 1
                     hearer.heard(self, data, text=opcode == TEXT)
                     if self._is_full() and self._state < _CLOSING:
-                        self._pause()
+                        self._paused = True
                 if self._paused or self._state == _DONE:
                     return
+            if self._state == _ENDED:
+                self._end_heard()
         except Fault as fault:
             hearer.missed("oversize" if fault.code == TOO_BIG else "malformed")
             self.fail(fault.code, fault.reason)
@@ -216,9 +230,6 @@ class Link(asyncio.Protocol):
         self._unsettled_bytes -= size_bytes
         if self._paused or self._state == _PARTING:
             self._schedule()
-
-    def _pause(self) -> None:
-        self._paused = True
 
     def _go_on(self) -> None:
         self._paused = False
@@ -307,7 +318,7 @@ class Link(asyncio.Protocol):
         if self._state == _OPEN:
             self._state = _PARTING
             self._parting = code, reason
-            self._pause()
+            self._paused = True
             self._schedule()
 
     def close(self, code: int, reason: str) -> None:
@@ -358,7 +369,9 @@ class Link(asyncio.Protocol):
     def sweep(self, now_s: float) -> None:
         """Holds the peer to the limits of time. `now_s`: of any clock that never goes back."""
         self._controls = 0
-        if self._state >= _CLOSING:
+        if self._state == _ENDED:
+            pass
+        elif self._state >= _CLOSING:
             self._closing_at = self._closing_at or now_s
             if now_s - self._closing_at > (_LINGER_S if self._lingers else _CLOSING_S):
                 self._transport.abort()

@@ -78,6 +78,8 @@ class Room:
 
     # A hearer, while nobody reads
 
+    hears_rest = False
+
     @property
     def full(self) -> bool:
         """Nothing waits here."""

@@ -8,7 +8,7 @@ import pytest
 
 from adapters._websocket_link import Link
 from gateway import Accepted, Limits
-from gateway.testing import until
+from gateway.testing import settle, until
 from tests.adapters.raw_http import Held
 from tests.adapters.raw_websocket import (
     BINARY,
@@ -164,6 +164,35 @@ async def test_a_flood_is_held_in_the_window_and_the_socket() -> None:
             await until(lambda number=number: len(held.waiting) > number)  # type: ignore[misc]
             held.waiting[number][1].set_result(Accepted("m"))
         assert len(await one.inbox.wait(2000)) == 2000
+
+
+@pytest.mark.parametrize("goodbye", [b"", frame(CLOSE, b"\x03\xe8")], ids=["no close frame", "close frame"])
+async def test_a_burst_is_heard_whole_from_who_has_gone_behind_it(goodbye: bytes) -> None:
+    held = Held()
+    async with ears(held) as one:
+        async with raw(one.address) as client:
+            burst = b"".join(frame(TEXT, b"%d" % number) for number in range(300))
+            await client.send(burst + goodbye)
+            await until(lambda: len(held.waiting) == 64)
+        await until(lambda: not one.listening.connections)
+        for number in range(300):
+            await until(lambda number=number: len(held.waiting) > number)  # type: ignore[misc]
+            held.waiting[number][1].set_result(Accepted("m"))
+        assert [message.body for message in await one.inbox.wait(300)] == [b"%d" % number for number in range(300)]
+        assert one.host.drops == {}
+
+
+async def test_what_is_confirmed_and_was_not_is_sent_again_and_so_not_heard_from_who_has_gone() -> None:
+    held = Held()
+    async with ears(held, confirm=True) as one:
+        async with raw(one.address) as client:
+            await client.send(frame(TEXT, b"{}") * 300)
+            await until(lambda: len(held.waiting) == 64)
+        await until(lambda: not one.listening.connections)
+        for _, outcome in held.waiting:
+            outcome.set_result(Accepted("m"))
+        await settle()
+        assert len(held.waiting) == 64
 
 
 async def test_all_connections_together_take_no_more_than_the_route_lets_in_twice() -> None:
