@@ -66,7 +66,7 @@ class Bound:
         sockets: list[socket.socket] = []
         missing: OSError | None = None
         try:
-            for family, _, protocol, _, at in dict.fromkeys(found[:1] if self.datagrams else found):
+            for family, _, protocol, _, at in dict.fromkeys(found):
                 bound = socket.socket(family, kind, protocol)
                 sockets.append(bound)
                 bound.settimeout(0)

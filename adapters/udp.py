@@ -70,18 +70,19 @@ class Source(Settings):
         arrivals = _Arrivals(self, host, deliver)
         async with AsyncExitStack() as stack:
             try:
-                (link,) = await stack.enter_async_context(sockets_at(self.listen, host, datagrams=True))
+                links = await stack.enter_async_context(sockets_at(self.listen, host, datagrams=True))
             except OSError as error:
                 raise PeerError(f"{who}: {link_fault(error)}") from error
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
             async with arrivals.workers:
-                local = _shown(link.getsockname())
-                loop.add_reader(link, arrivals.drain, link, local)
+                for link in links:  # localhost has two
+                    link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer)
+                    loop.add_reader(link, arrivals.drain, link, _shown(link.getsockname()))
                 try:
                     ready()
                     fault = PeerError(f"{who}: {link_fault(await arrivals.failed)}", reconnect=True)
                 finally:
-                    loop.remove_reader(link)
+                    for link in links:
+                        loop.remove_reader(link)
         raise fault
 
 

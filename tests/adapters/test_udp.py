@@ -56,6 +56,27 @@ async def test_each_datagram_is_a_message_in_order_and_knows_its_peer() -> None:
         assert messages[0].transport == {"peer": f"{host_name}:{peer_port}", "local": f"127.0.0.1:{port}"}
 
 
+async def test_all_addresses_of_a_name_are_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def both(_host: str, port: int, **_: Any) -> list[Any]:  # as on a machine whose localhost is ::1 first
+        kind, protocol = socket.SOCK_DGRAM, socket.IPPROTO_UDP
+        ends = {socket.AF_INET6: ("::1", port, 0, 0), socket.AF_INET: ("127.0.0.1", port)}
+        return [(family, kind, protocol, "", at) for family, at in ends.items()]
+
+    try:
+        host, port = FakeHost(), free_port(socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", both)
+    inbox = Inbox(host)
+    listening = udp.Source.model_validate({"listen": f"localhost:{port}"})
+    async with running(listening, inbox, host), speaker(port) as link:
+        link.send(b"4")
+        await inbox.wait(1)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
+            other.sendto(b"6", ("::1", port))
+        assert [message.body for message in await inbox.wait(2)] == [b"4", b"6"]
+
+
 async def test_more_than_a_batch_at_once_all_arrives() -> None:
     host, port = FakeHost(), free_port()
     inbox = Inbox(host)
