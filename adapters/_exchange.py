@@ -41,6 +41,7 @@ class Exchange(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._made_at_s = 0.0
+        self._skipped = 0  # when the last request was written
 
     async def ask(self, data: bytes, *, timeout_s: float) -> bytes:
         """Writes a framed request and returns the payload of the reply. Only when free.
@@ -52,6 +53,7 @@ class Exchange(asyncio.Protocol):
             raise _again(self.lost.result())
         loop = asyncio.get_running_loop()
         self._reply = reply = loop.create_future()
+        self._skipped = self._framer.skipped if self._framer is not None else 0
         self._timer = loop.call_later(timeout_s, self._too_late, timeout_s)
         self._transport.write(data)
         payload: bytes = await reply
@@ -167,7 +169,10 @@ class Exchange(asyncio.Protocol):
             self.end(PeerError(text, reconnect=True))
 
     def _too_late(self, timeout_s: float) -> None:
-        text = f"{self._who}: no reply within {timeout_s:g} s; the connection is closed, so that none comes late"
+        framer = self._framer
+        count = framer.pending + framer.skipped - self._skipped if framer is not None else 0
+        but = f", but {count} bytes that are no whole frame: is the framing right?" if count else ""
+        text = f"{self._who}: no reply within {timeout_s:g} s{but}; the connection is closed, so that none comes late"
         self.end(PeerError(text, reconnect=True, too_late=True))
 
 

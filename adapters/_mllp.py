@@ -43,6 +43,7 @@ class _Link(asyncio.Protocol):
         self.open = False
         self._who = who
         self._framer = Mllp(max_frame_bytes=max_frame_bytes)
+        self._skipped = 0  # when the question was asked
         self._gone = gone
         self._transport: asyncio.Transport | None = None
         self._question: _Question | None = None
@@ -73,6 +74,7 @@ class _Link(asyncio.Protocol):
         assert self._question is None
         assert self._transport is not None
         self._question = question
+        self._skipped = self._framer.skipped
         self._timer = asyncio.get_running_loop().call_later(timeout_s, self._too_late, timeout_s)
         # uvloop raises when a transport that the peer has closed is written to.
         if self._transport.is_closing():
@@ -122,7 +124,9 @@ class _Link(asyncio.Protocol):
         return PeerError(f"{found}, expected one for {question.control_id[:40]!r}", reconnect=True)
 
     def _too_late(self, timeout_s: float) -> None:
-        self._end(PeerError(f"{self._who}: no answer within {timeout_s:g} s", reconnect=True, too_late=True))
+        count = self._framer.pending + self._framer.skipped - self._skipped
+        but = f", but {count} bytes that are no whole MLLP frame: 0B, the answer, 1C 0D" if count else ""
+        self._end(PeerError(f"{self._who}: no answer within {timeout_s:g} s{but}", reconnect=True, too_late=True))
 
     def _settle(self) -> None:
         self._question = None

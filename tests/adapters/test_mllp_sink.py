@@ -211,8 +211,10 @@ async def test_no_answer_in_time_closes_the_connection() -> None:
     await expect_closed(lambda frame: b"", r"no answer within 0.3 s", too_late=True, timeout="300ms")
 
 
-async def test_half_an_answer_is_no_answer() -> None:
-    await expect_closed(lambda frame: accepts(frame)[:-5], r"no answer within", too_late=True, timeout="300ms")
+@pytest.mark.parametrize("part", [slice(-5), slice(1, -2)], ids=["half a frame", "no frame"])
+async def test_half_an_answer_is_no_answer_and_the_error_says_that_something_came(part: slice) -> None:
+    text = r"no answer within 0\.3 s, but \d\d bytes that are no whole MLLP frame: 0B, the answer, 1C 0D"
+    await expect_closed(lambda frame: accepts(frame)[part], text, too_late=True, timeout="300ms")
 
 
 async def test_an_answer_over_the_limit_closes_the_connection() -> None:

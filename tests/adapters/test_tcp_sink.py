@@ -151,6 +151,18 @@ async def test_a_reply_that_is_late_ends_the_connection_so_that_it_answers_nothi
         assert said.body == b"OK two"
 
 
+async def test_a_reply_without_its_end_is_late_and_the_error_says_that_something_came() -> None:
+    host = FakeHost()
+    async with server(saying(b"OK\r")) as port:  # a PLC's line end; ours is a line feed
+        sink = replying(port, reply={"accepted": "OK*", "timeout": "200ms"})
+
+        async def ask(send: Send) -> None:
+            with pytest.raises(PeerError, match=r"no reply within 0\.2 s, but 3 bytes that are no whole frame: is the"):
+                await send(arriving(host, b"one"))
+
+        await ending(sink, host, ask)
+
+
 async def test_one_message_is_under_way_at_a_time_on_one_connection() -> None:
     host, most, now = FakeHost(), 0, 0
 
