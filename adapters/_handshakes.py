@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 
 from adapters._admission import Admission
-from gateway import Address, Clock, Limits
+from gateway import Address, Clock, Limits, link_fault
 
 log = logging.getLogger("gateway.tls")
 
@@ -23,6 +23,12 @@ _BACKLOG = 1024
 _NO_DESCRIPTOR_S = 1.0
 """How long no connection is taken when the process has no descriptor left for one, as with asyncio's own servers."""
 _TELL_S = 1.0
+_FAULTS = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer showed no certificate, which client_ca asks for",
+    "WRONG_VERSION_NUMBER": "the peer does not speak TLS",
+    "HTTP_REQUEST": "the peer does not speak TLS",
+    "UNSUPPORTED_PROTOCOL": "the peer has no TLS version in common with us, expected 1.2 or newer",
+}
 _AT_ONCE = 100
 """Connections that are taken before others have their turn."""
 
@@ -40,6 +46,8 @@ class TlsServer:
         self._timeout_s = limits.handshake
         self._admission = Admission(limits, clock)
         self._loop = asyncio.get_running_loop()
+        self._failed = 0  # handshakes since that was last told; the last of them:
+        self._failed_peer = self._failed_why = ""
         self._shaking: set[asyncio.Task[None]] = set()
         self._again: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
@@ -91,25 +99,45 @@ class TlsServer:
                 return
             if not self._admission.admit(name[0]):
                 connection.close()
-                self._telling = self._telling or self._loop.call_later(_TELL_S, self._tell)
+                self._tell_soon()
                 continue
             connection.settimeout(0.0)
             task = self._loop.create_task(self._shake(connection, name[0]), name="tls-handshake")
             self._shaking.add(task)
             task.add_done_callback(self._shaking.discard)
 
+    def _tell_soon(self) -> None:
+        if self._serving and self._telling is None:
+            self._telling = self._loop.call_later(_TELL_S, self._tell)
+
     def _tell(self) -> None:
         self._telling = None
-        count, self._admission.refused = self._admission.refused, 0
-        address = Address(*self.sockets[0].getsockname()[:2])
-        log.warning("connections refused", extra={"listener": str(address), "count": count})
+        address = str(Address(*self.sockets[0].getsockname()[:2]))
+        if self._admission.refused:
+            count, self._admission.refused = self._admission.refused, 0
+            log.warning("connections refused", extra={"listener": address, "count": count})
+        if self._failed:
+            extra = {"listener": address, "count": self._failed, "peer": self._failed_peer, "reason": self._failed_why}
+            log.warning("handshakes failed", extra=extra)
+            self._failed = 0
 
     async def _shake(self, connection: socket.socket, address: str) -> None:
         try:
             await self._loop.connect_accepted_socket(
                 self._make, connection, ssl=self._context, ssl_handshake_timeout=self._timeout_s
             )
-        except OSError:  # faults of TLS and time-outs are such, too
-            pass
+        except OSError as error:  # faults of TLS and time-outs are such, too
+            if isinstance(error, ssl.SSLError):  # who only went may have asked whether the port is open
+                self._failed += 1
+                self._failed_peer, self._failed_why = address, _why(error)
+                self._tell_soon()
         finally:
             self._admission.leave(address)
+
+
+def _why(error: ssl.SSLError) -> str:
+    """What kept a peer out, for who runs this end."""
+    for reason, text in _FAULTS.items():
+        if reason in (error.reason or ""):
+            return text
+    return link_fault(error).replace("tls.ca", "client_ca")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from adapters import tcp
+from adapters import _handshakes, tcp
 from gateway import Address, ClientTls, ListenAt, PeerError, ServerTls
-from gateway.testing import FakeHost, Inbox, arriving, opened, running
+from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
 from tests.adapters.test_tcp import connected, free_port
 from tests.adapters.test_tcp_sink import ending, server, silence
 from tests.certificates import Authority, Pair
@@ -77,6 +77,46 @@ async def test_a_client_without_the_certificate_it_must_show_hears_so(authority:
         error = await ending(sink(port, ca=authority.ca), host)
         assert "does it ask for a client certificate?" in str(error)
         assert inbox.messages == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "reason"),
+    [
+        pytest.param("nothing", "the peer showed no certificate, which client_ca asks for", id="no certificate"),
+        pytest.param("old", "the peer's certificate has expired", id="expired"),
+        pytest.param("strange", "certificate); name its authority in client_ca", id="of a stranger"),
+        pytest.param("plain", "the peer does not speak TLS", id="no TLS"),
+    ],
+)
+async def test_why_a_client_was_not_let_in_is_in_the_log(
+    authority: Authority,
+    good: Pair,
+    tmp_path: Path,
+    shown: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_handshakes, "_TELL_S", 0.01)
+    pairs = {
+        "old": authority.issue("old-client", expires_in=timedelta(days=-1)),
+        "strange": Authority(tmp_path, "stranger").issue("strange"),
+    }
+    context = ssl.create_default_context(cafile=str(authority.ca))
+    if shown in pairs:
+        context.load_cert_chain(pairs[shown].certificate, pairs[shown].private_key)
+    secure: dict[str, Any] = {"ssl": context, "server_hostname": "127.0.0.1"}
+    async with secured(good, client_ca=authority.ca) as (port, inbox):
+        async with connected(port, **({} if shown == "plain" else secure)) as client:
+            client.say(b"hello\n")
+            with suppress(ssl.SSLError):
+                await client.rest()
+        await until(lambda: "handshakes failed" in caplog.text)
+        assert inbox.messages == []
+    (told,) = [record for record in caplog.records if record.message == "handshakes failed"]
+    assert reason in told.reason  # type: ignore[attr-defined]
+    assert (told.count, told.peer) == (1, "127.0.0.1")  # type: ignore[attr-defined]
+    assert told.listener == f"127.0.0.1:{port}"  # type: ignore[attr-defined]
 
 
 async def test_a_peer_that_says_that_it_asks_for_a_certificate_is_quoted(authority: Authority, good: Pair) -> None:
