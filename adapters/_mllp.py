@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from adapters._frames import Mllp
 from adapters._sockets import dial, lost, prepare
@@ -52,8 +52,7 @@ class _Link(asyncio.Protocol):
         self._later: deque[bytes] = deque(maxlen=_LATER)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
         self.open = True
         prepare(transport)
 
