@@ -24,6 +24,8 @@ log = logging.getLogger("gateway.websocket")
 
 _LEFT_S = 5.0
 """How long after its reader has gone a room lets nobody in: it is being changed more often than gone."""
+_SHOWN = 100
+"""Characters of an origin that the log shows."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class Room:
             self._check_reader()
             protocol, answer = accepted(request, origins=door.origins, subprotocols=door.subprotocols)
         except Refusal as refusal:
+            self._note(refusal, request)
             if not transport.is_closing():
                 transport.write(refused(refusal))
             transport.close()
@@ -171,6 +174,14 @@ class Room:
         if rest:
             link.data_received(rest)
         return link
+
+    def _note(self, refusal: Refusal, request: Request) -> None:
+        """A browser tells its user nothing of why: who runs this end has to see it."""
+        why, origin = str(refusal), request.headers.get("origin", "")[:_SHOWN]
+        if refusal.code == "origin":
+            why = f"{why}; name {origin} in origins if they should"
+        extra = {"listener": str(self._door.at), "path": request.path, "peer": request.peer, "status": refusal.status}
+        log.info("handshake refused", extra={**extra, "reason": why})
 
     def _check_reader(self) -> None:
         left_at = self._left_at

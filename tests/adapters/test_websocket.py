@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -119,6 +120,18 @@ async def test_pages_of_other_origins_may_not_connect(origins: list[str], origin
     async with ears(origins=origins) as one, peer(one.address) as link:
         await link.send(handshake(host=host, **({"origin": origin} if origin else {})))
         assert (await link.head())[0] == status
+
+
+async def test_why_a_page_may_not_connect_is_in_the_log_as_its_browser_does_not_say(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with ears() as one, peer(one.address) as link:
+        await link.send(handshake(origin="https://app.example"))
+        assert (await link.head())[0] == 403
+    (told,) = [vars(record) for record in caplog.records if record.message == "handshake refused"]
+    assert (told["path"], told["status"]) == ("/live", 403)
+    assert told["reason"].endswith("may not connect; name https://app.example in origins if they should")
 
 
 @pytest.mark.parametrize(
