@@ -228,6 +228,10 @@ class Link(asyncio.Protocol):
             elif self._unread:
                 self._take(self.framer.feed(self._unread.pop(0)))
             elif self._ending:
+                if self._frame_since_s is not None:  # it was lost, and this is what is left
+                    self._let_go_cut()
+                    self._frame_since_s = None
+                    self._unwatch()
                 return
             elif self._eof:
                 self._take_last()

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from adapters import _handshakes, tcp
-from gateway import Address, ClientTls, ListenAt, PeerError, ServerTls
-from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
-from tests.adapters.test_tcp import connected, free_port
+from gateway import Accepted, Address, ClientTls, ListenAt, PeerError, ServerTls
+from gateway.testing import FakeHost, Inbox, arriving, opened, running, settle, until
+from tests.adapters.test_tcp import Held, connected, free_port
 from tests.adapters.test_tcp_sink import ending, server, silence
 from tests.certificates import Authority, Pair
 
@@ -203,6 +204,30 @@ async def test_a_source_that_connects_checks_the_server_and_reads_from_it(author
         untrusting = tcp.Source.model_validate({"connect": f"127.0.0.1:{port}", "tls": ClientTls()})
         with pytest.raises(PeerError, match="unknown authority"):
             await untrusting.run(host, inbox, lambda: None)
+
+
+def test_a_burst_is_taken_whole_from_who_has_reset_behind_it_and_its_last_half_line_counted(
+    authority: Authority, good: Pair
+) -> None:
+    host, port, held = FakeHost(), free_port(), Held()
+    inbox = Inbox(host, held)
+    tls = ServerTls(certificate=good.certificate, private_key=good.private_key)
+    source = tcp.Source.model_validate({"listen": ListenAt(Address("127.0.0.1", port), tls)})
+    context = ssl.create_default_context(cafile=str(authority.ca))
+
+    async def work() -> None:
+        async with running(source, inbox, host):
+            async with connected(port, ssl=context, server_hostname="127.0.0.1") as client:
+                client.say(b"".join(b"%d\n" % number for number in range(300)) + b"half")
+                await inbox.wait(64)
+                client.writer.transport.abort()
+            await settle(200)
+            for number in range(300):
+                await inbox.wait(number + 1)
+                held.outcomes[number].set_result(Accepted("m"))
+            await until(lambda: host.drops == {"cut": 1})
+
+    uvloop.run(work())  # it tells of a reset also while nothing is read
 
 
 async def test_a_certificate_can_be_renewed_while_connections_stay(tmp_path: Path) -> None:
