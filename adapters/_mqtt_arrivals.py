@@ -10,7 +10,7 @@ from adapters._mqtt_packets import PUBACK, PUBCOMP, PUBREC, Publish, Writer
 
 _CACHED_TOPICS = 10_000
 MOST_BYTES = 128 * 1024**2
-"""Bodies that one link holds, received and not settled: then nothing more is read; of QoS 0, then they are dropped."""
+"""What one link holds, received and not settled: then nothing more is read; of QoS 0, then it is dropped."""
 
 
 class _Received:
@@ -43,7 +43,7 @@ class Arrival:
         """
         if self._received is None:
             self._subscription.unconfirmed -= 1
-            self._arrivals.unconfirmed_bytes -= len(self.publish.body)
+            self._arrivals.unconfirmed_bytes -= self.publish.size
         elif self._subscription in self._received.takers:
             self._received.takers.remove(self._subscription)
             self._arrivals.acknowledge()
@@ -105,13 +105,19 @@ class Arrivals:
         self.waits_for_takers = True
         self.closed = False
         self.unconfirmed_bytes = 0
-        """Bodies with QoS 0 that were handed over and are not settled."""
-        self._held_bytes = 0
+        """Of messages with QoS 0 that were handed over and are not settled."""
+        self.held_bytes = 0
+        """Of messages with QoS 1 and 2 that are not acknowledged."""
 
     @property
     def full(self) -> bool:
         """Whether more is unacknowledged than was agreed, or than is good: then nothing more should be read."""
-        return len(self._unacknowledged) > self._window or self._held_bytes > MOST_BYTES
+        return len(self._unacknowledged) > self._window or self.heavy
+
+    @property
+    def heavy(self) -> bool:
+        """Whether more is held than is good, whatever was agreed: then nothing more may be read."""
+        return self.held_bytes > MOST_BYTES
 
     @property
     def topic_filters(self) -> set[str]:
@@ -151,7 +157,7 @@ class Arrivals:
         received = _Received(publish)
         self._ids.add(publish.packet_id)
         self._unacknowledged.append(received)
-        self._held_bytes += len(publish.body)
+        self.held_bytes += publish.size
         if takers:
             received.takers += takers
             for subscription in takers:
@@ -175,7 +181,7 @@ class Arrivals:
         waiting = self._unacknowledged
         while waiting and not waiting[0].takers and not self.closed:
             publish = waiting.popleft().publish
-            self._held_bytes -= len(publish.body)
+            self.held_bytes -= publish.size
             self._ids.discard(publish.packet_id)
             if publish.qos == 2:
                 self._awaiting_release.add(publish.packet_id)
@@ -196,7 +202,7 @@ class Arrivals:
                 self._dropped("full", publish.topic)
             else:
                 subscription.unconfirmed += 1
-                self.unconfirmed_bytes += len(publish.body)
+                self.unconfirmed_bytes += publish.size
                 subscription.take(Arrival(self, subscription, publish, None))
 
     def _takers_of(self, publish: Publish) -> tuple[Subscription, ...]:

@@ -133,10 +133,11 @@ class Link(asyncio.Protocol):
                     self._take(first, body)
         except PacketError as error:
             self.lose(PeerError(f"{self._peer}: the broker does not keep to MQTT: {error}", reconnect=True))
-        # Before it answers SUBSCRIBE a broker may send what it kept, and more than was agreed: the answer lies behind.
-        if self._arrivals.full and not (self._subscribing or self._reading_paused) and self._transport is not None:
+        if self._has_enough and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
+            held = f"{self._arrivals.held_bytes} bytes of its messages wait for their routes"
+            self._outbox.unread = f"; nothing more is read from it while {held}"
 
     def connection_lost(self, error: Exception | None) -> None:
         """The broker is gone."""
@@ -269,12 +270,17 @@ class Link(asyncio.Protocol):
         if out and transport is not None and not transport.is_closing():
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             self._sent_s = self._loop.time()
-        if not self._arrivals.full:
-            self._read_on()
+        self._read_on()
+
+    @property
+    def _has_enough(self) -> bool:
+        # Before it answers SUBSCRIBE a broker may send what it kept, and more than was agreed: the answer lies behind.
+        return self._arrivals.heavy if self._subscribing else self._arrivals.full
 
     def _read_on(self) -> None:
-        if self._reading_paused and self._transport is not None:
+        if self._reading_paused and not self._has_enough and self._transport is not None:
             self._reading_paused = False
+            self._outbox.unread = ""
             self._heard_s = self._loop.time()
             self._transport.resume_reading()
 

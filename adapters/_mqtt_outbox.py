@@ -40,6 +40,8 @@ class Outbox:
         self.window = MAX_UNANSWERED
         self.paused = False
         """Whether the broker reads slower than we write."""
+        self.unread = ""
+        """While we read nothing, why: the answer may be among it."""
 
     @property
     def busy(self) -> bool:
@@ -129,7 +131,7 @@ class Outbox:
         now_s = self._loop.time()
         late = [sent for sent in self._sent.values() if sent.deadline_s <= now_s]
         if late:
-            text = f"{self._peer}: the broker did not answer a packet in time"
+            text = f"{self._peer}: the broker did not answer a packet in time{self.unread}"
             for sent in late:
                 if not sent.answer.done():
                     sent.answer.set_exception(PeerError(text, reconnect=True, too_late=True))

@@ -54,6 +54,8 @@ class Publish(Struct, gc=False):
     redelivered: bool
     packet_id: int
     properties: Mapping[str, Any]
+    size: int
+    """Bytes of all that came: topic, properties and body."""
 
 
 class Outgoing(Struct, gc=False):
@@ -165,7 +167,7 @@ def read_publish(first: int, body: bytes, version: Version) -> Publish:
         raise PacketError("a PUBLISH has QoS 3, packet id 0 or a topic beyond its end")
     if not topic or "#" in topic or "+" in topic or "\0" in topic:
         raise PacketError("a PUBLISH has no topic, or one with a wildcard or NUL")
-    return Publish(topic, body[at:], qos, bool(first & 1), bool(first & 8), packet_id, properties)
+    return Publish(topic, body[at:], qos, bool(first & 1), bool(first & 8), packet_id, properties, len(body))
 
 
 def read_properties(body: bytes, at: int) -> tuple[dict[str, Any], int]:

@@ -138,7 +138,7 @@ class Wire:
         self.subscription = Subscription("plant/#", self.taken.append)
 
     def publish(self, packet_id: int, *, qos: int = 1, topic: str = "plant/1", **properties: Any) -> None:
-        self.arrivals.take(Publish(topic, b"x", qos, False, False, packet_id, properties))
+        self.arrivals.take(Publish(topic, b"x", qos, False, False, packet_id, properties, 1))
 
     @property
     def acks(self) -> list[tuple[int, int]]:
@@ -259,6 +259,7 @@ def test_user_properties_are_headers_and_the_rest_is_transport() -> None:
         redelivered=True,
         packet_id=1,
         properties={"user_property": [("A", "1"), ("a", "2"), ("id", "m-1")], "content_type": "text/plain"},
+        size=1,
     )
     message = message_of(publish, None)
     assert message.headers == {"a": "1, 2", "id": "m-1"}
@@ -309,7 +310,9 @@ def test_equal_connections_share_their_links_and_the_two_directions_do_not() -> 
 async def test_a_reply_is_asked_for_at_a_topic_without_wildcards() -> None:
     host = FakeHost()
     publishing = Connection(url="mqtt://127.0.0.1:1").publishing
-    request = Publish("ask", b"", 1, retain=False, redelivered=False, packet_id=7, properties={"response_topic": "a/#"})
+    request = Publish(
+        "ask", b"", 1, retain=False, redelivered=False, packet_id=7, properties={"response_topic": "a/#"}, size=7
+    )
     async with Replies(publishing, host) as replies:
         await replies.publish(request, Message(raw=b"{}"))
     assert host.drops == {"reply refused": 1}

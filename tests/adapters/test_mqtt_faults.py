@@ -481,6 +481,38 @@ async def test_a_broker_that_sends_more_than_was_agreed_before_it_answers_a_subs
         await inbox.wait(200)
 
 
+async def test_a_broker_that_floods_and_answers_no_subscription_is_read_up_to_a_limit_and_then_given_up(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message is a small body behind a large property: all that is held counts."""
+    monkeypatch.setattr("adapters._mqtt_arrivals.MOST_BYTES", 1_000_000)
+    properties = b"\x81\x80\x04\x26\x00\x01n\xff\xfb" + b"x" * 65_531
+    flood = b"\x00\x01t%b" + properties
+
+    async def never(message: Message) -> Outcome:
+        await asyncio.get_running_loop().create_future()
+        return Accepted(message.id)
+
+    async def script(peer: Peer) -> None:
+        await peer.expect(CONNECT)
+        peer.say(CONNECTED)
+        await peer.expect(SUBSCRIBE)
+        for number in range(1, 1001):
+            packet = flood % number.to_bytes(2, "big")
+            peer.say(
+                b"\x32" + bytes([len(packet) & 127 | 128, len(packet) >> 7 & 127 | 128, len(packet) >> 14]) + packet
+            )
+        await forever(peer)
+
+    inbox = Inbox(host, never)
+    unread = "nothing more is read from it while [0-9]+ bytes of its messages wait for their routes"
+    async with broker(script, receive_maximum=100) as connection:
+        with pytest.raises(PeerError, match=f"did not answer a packet in time; {unread}") as lost:
+            await asyncio.wait_for(Source(connection=connection, topic="t").run(host, inbox, lambda: None), 10)
+    assert lost.value.reconnect
+    assert 15 <= len(inbox.messages) < 30
+
+
 async def test_a_broker_that_drips_one_packet_for_ever_is_a_lost_link() -> None:
     """Each byte is a sign of life, so that the keep-alive time alone would never end it."""
     host = FakeHost(limits=Limits(handshake="1s", frame="1s"))
