@@ -43,6 +43,7 @@ _settle = struct.Struct(">BHIHHQBB")
 _publish_start = struct.Struct(">HHH")
 _code = struct.Struct(">H")
 _uint32 = struct.Struct(">I")
+_double = struct.Struct(">d")
 _uint64 = struct.Struct(">Q")
 
 
@@ -98,10 +99,14 @@ def publish(
     """The frames of one message: method, header, body in as many pieces as `frame_max` asks for.
 
     Raises:
-        ValueError: the exchange or the routing key is longer than 255 bytes.
+        ValueError: the exchange or the routing key is longer than 255 bytes, or the properties than a frame.
     """
     method = _publish_start.pack(60, 40, 0) + short(exchange) + short(routing_key) + (b"\x01" if mandatory else b"\0")
     header = body_size.pack(60, 0, len(body)) + properties
+    piece_bytes = frame_max - FRAME_OVERHEAD_BYTES
+    if len(header) > piece_bytes:  # only a body is cut into frames; the broker would end the link
+        most = piece_bytes - body_size.size
+        raise ValueError(f"properties and headers take {len(properties)} bytes, the broker takes at most {most}")
     parts = [
         head.pack(METHOD, channel, len(method)),
         method,
@@ -110,7 +115,6 @@ def publish(
         header,
         b"\xce",
     ]
-    piece_bytes = frame_max - FRAME_OVERHEAD_BYTES
     for at in range(0, len(body), piece_bytes):
         piece = body[at : at + piece_bytes]
         parts += (head.pack(BODY, channel, len(piece)), piece, b"\xce")
@@ -169,9 +173,35 @@ def written(properties: Properties) -> bytes:
 
 def _table_written(table: dict[str, Any]) -> bytes:
     try:
-        return encode.field_table(table)
+        return _value_written(table)[1:]
     except (TypeError, ValueError, struct.error) as error:
         raise ValueError(f"headers: {error}") from error
+
+
+def _value_written(value: Any) -> bytes:
+    # Not all by the library: it writes numbers with a fraction in single precision, and cuts long names.
+    match value:
+        case float():
+            return b"d" + _double.pack(value)
+        case Decimal():
+            return _decimal_written(value)
+        case dict():
+            inner = b"".join(short(name) + _value_written(one) for name, one in value.items())
+            return b"F" + _uint32.pack(len(inner)) + inner
+        case list():
+            inner = b"".join(map(_value_written, value))
+            return b"A" + _uint32.pack(len(inner)) + inner
+        case _:
+            return encode.encode_table_value(value)
+
+
+def _decimal_written(number: Decimal) -> bytes:
+    try:
+        return encode.encode_table_value(number)
+    except TypeError:  # it holds 32 bits; a double holds 15 digits, and all that a sender's double was
+        if Decimal(repr(float(number))) != number:
+            raise
+        return b"d" + _double.pack(number)
 
 
 def read_short(buffer: bytes, at: int) -> tuple[str, int]:

@@ -214,6 +214,57 @@ def test_properties_are_read_as_another_codec_writes_them() -> None:
     assert (read.expiration, read.message_id, read.type, read.user_id, read.app_id) == ("1000", "m", "t", "u", "a")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        0.1,
+        19.99,
+        1e300,
+        -0.0,
+        2**40,
+        True,
+        None,
+        "ž",
+        Decimal("19.99"),
+        [0.1, {"a": [1]}],
+        {"n" * 200: {"b": 0.1}},
+        {},
+        [],
+    ],
+)
+def test_a_header_is_written_without_a_loss(value: Any) -> None:
+    written = frames.written(Properties(headers={"x": value}))
+    (length,) = struct.unpack_from(">I", written, 2)
+    assert len(written) == 6 + length
+    assert frames.read_properties(written, 0, len(written)).headers == {"x": value}
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("52.3702157123", 52.3702157123),
+        ("-2147483648.5", -2147483648.5),
+        ("1e300", 1e300),
+        ("1e-300", 1e-300),
+        ("2147483647", Decimal(2147483647)),
+        ("-21474836.47", Decimal("-21474836.47")),
+        ("1e5", Decimal(100000)),
+        ("0e-20", Decimal(0)),
+    ],
+)
+def test_a_number_that_no_decimal_of_amqp_holds_is_sent_as_a_double(value: str, sent: object) -> None:
+    written = frames.written(Properties(headers={"x": Decimal(value)}))
+    headers = frames.read_properties(written, 0, len(written)).headers
+    assert headers == {"x": sent}
+    assert type(headers["x"]) is type(sent)
+
+
+@pytest.mark.parametrize("value", ["0.12345678901234567890123", "1e400", "NaN"])
+def test_a_number_that_amqp_would_change_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"headers: (Decimal|Cannot encode)"):
+        frames.written(Properties(headers={"x": Decimal(value)}))
+
+
 def test_properties_are_written_as_another_codec_reads_them() -> None:
     written = frames.written(
         Properties(

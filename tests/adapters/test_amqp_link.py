@@ -215,6 +215,8 @@ async def test_a_message_that_cannot_be_written_is_refused(broker: FakeBroker) -
             await send(arriving(host, b'{"n": 123456789012345678901234567890}'))
         with pytest.raises(MessageError, match="is 300 bytes long, AMQP carries 255"):
             await send(arriving(host, b'{"n": 1}', correlation_id="c" * 300))
+        with pytest.raises(MessageError, match=r"properties and headers take 131[0-9]+ bytes, the broker takes"):
+            await send(arriving(host, b'{"n": "%b"}' % (b"x" * 131_000)))
         await send(arriving(host, b'{"n": 1.5}'))
     assert len(broker.published) == 1
 

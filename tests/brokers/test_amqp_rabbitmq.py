@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from decimal import Decimal
 from typing import Any
 
 import aio_pika
@@ -76,15 +77,28 @@ async def test_headers_are_templates_that_keep_their_type(rabbitmq: RabbitMq) ->
             "customer": Template("{{ body.customer }}"),
             "total": Template("{{ body.total }}"),
             "plant": Template("7"),
+            "price": Template("{{ body.price }}"),
+            "lines": Template("{{ body.lines }}"),
         },
         expiration="1h",
         type=Template("order.placed"),
         persistent=False,
     )
     async with sink.open(host) as send:
-        await send(arriving(host, b'{"customer": "C\xc5\xbe", "total": 12}'))
+        await send(
+            arriving(
+                host,
+                b'{"customer": "C\xc5\xbe", "total": 12, "price": 19.99, "lines": [{"latitude": 52.3702157123, "weight": 0.1}]}',
+            )
+        )
     (got,) = await take_all(rabbitmq, queue)
-    assert got.headers == {"customer": "Cž", "total": 12, "plant": "7"}
+    assert got.headers == {
+        "customer": "Cž",
+        "total": 12,
+        "plant": "7",
+        "price": Decimal("19.99"),
+        "lines": [{"latitude": 52.3702157123, "weight": Decimal("0.1")}],
+    }
     assert got.expiration == 3600.0
     assert got.type == "order.placed"
     assert got.delivery_mode == 1
@@ -137,6 +151,10 @@ async def test_a_message_that_amqp_cannot_carry_is_refused_and_the_others_pass(r
     async with sink.open(host) as send:
         with pytest.raises(MessageError, match=r"is 300 bytes long, AMQP carries 255"):
             await send(arriving(host, json.dumps({"key": "k" * 300}).encode()))
+        large = sink.model_copy(update={"headers": {"x": Template("{{ body.key }}")}, "routing_key": Template("k")})
+        async with large.open(host) as send_large:
+            with pytest.raises(MessageError, match="properties and headers take"):
+                await send_large(arriving(host, json.dumps({"key": "k" * 200_000}).encode()))
         await send(arriving(host, json.dumps({"key": queue}).encode()))
 
 
