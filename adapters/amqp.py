@@ -18,6 +18,7 @@ from adapters._amqp import Link, open_link
 from adapters._amqp_declare import ExchangeDeclaration, Name, QueueDeclaration
 from adapters._amqp_frames import Delivery, Properties
 from adapters._amqp_message import message_of
+from adapters._amqp_replies import Replies
 from adapters._amqp_wire import Channel
 from gateway import (
     Accepted,
@@ -27,7 +28,6 @@ from gateway import (
     Duration,
     Host,
     Message,
-    MessageError,
     Outcome,
     PeerError,
     Refused,
@@ -43,7 +43,6 @@ from gateway import (
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
-_REPLY_AGAIN_S = 1.0
 
 
 class Connection(Settings):
@@ -162,7 +161,7 @@ class Source(Settings):
         ):
             async with link.asking(channel):
                 queue = await self._declared(channel)
-            replies = _Replies(self.connection, host, tasks, channel)
+            replies = Replies(self.connection.publishing, host, tasks, channel)
             work = partial(self._handle, host, deliver, channel, replies, queue)
             async with Workers(work, count=self.prefetch, name=f"{host.route}:amqp") as workers:
                 channel.taken = workers.put
@@ -185,7 +184,7 @@ class Source(Settings):
         return self.queue
 
     async def _handle(
-        self, host: Host, deliver: Deliver, channel: Channel, replies: _Replies, queue: str, delivery: Delivery
+        self, host: Host, deliver: Deliver, channel: Channel, replies: Replies, queue: str, delivery: Delivery
     ) -> None:
         message = message_of(
             delivery, queue=queue, content_type=self.content_type, limits=host.limits, now_s=host.clock.time()
@@ -210,46 +209,6 @@ class Source(Settings):
 
 async def _never(_: Any) -> None:
     """The library's consumer callback: deliveries do not reach the library."""
-
-
-class _Replies:
-    """Replies to who asked, over the publishing link, which is opened for the first of them."""
-
-    def __init__(self, connection: Connection, host: Host, tasks: asyncio.TaskGroup, asked_on: Channel) -> None:
-        self._connection = connection
-        self._host = host
-        self._tasks = tasks
-        self._asked_on = asked_on
-        self._channel: asyncio.Future[Channel] | None = None
-
-    async def send(self, outcome: Accepted, reply: Message, asked: Properties) -> Accepted | Deferred:
-        """The outcome once its reply is with the broker. Who asked and is gone needs no reply."""
-        if self._channel is None:
-            self._channel = asyncio.get_running_loop().create_future()
-            self._tasks.create_task(self._hold(self._channel), name=f"{self._host.route}:amqp-replies")
-        channel = await asyncio.shield(self._channel)
-        properties = Properties(
-            content_type=reply.content_type,
-            correlation_id=asked.correlation_id or asked.message_id,
-            message_id=f"{outcome.id}.reply",
-            delivery_mode=1,
-        )
-        try:
-            await channel.room()
-            await channel.publish("", asked.reply_to or "", properties, reply.body, mandatory=False)
-        except PeerError as error:
-            return Deferred(outcome.id, f"its reply could not be sent: {error}", _REPLY_AGAIN_S)
-        except MessageError:
-            return outcome  # it can't be written as a reply, now or later
-        return outcome
-
-    async def _hold(self, opened: asyncio.Future[Channel]) -> None:
-        try:
-            async with self._host.share(self._connection.publishing) as link, link.channel() as channel:
-                opened.set_result(channel)
-                await asyncio.get_running_loop().create_future()
-        except PeerError as error:
-            self._asked_on.lose(f"replies can't be sent: {error}")
 
 
 class Reply(Settings):

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from adapters import amqp
 from adapters._amqp_declare import ExchangeDeclaration, QueueDeclaration
 from gateway import Accepted, Deferred, Message, MessageError, Outcome, PeerError, Refused, Template
-from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running
+from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, until
 from tests.brokers.amqp_peer import awaited, broker, count, make_queue, peer, put, take_all, unique
 from tests.brokers.rabbitmq import RabbitMq
 
@@ -404,4 +404,24 @@ async def test_a_reply_goes_to_who_asked_before_the_question_is_acknowledged(rab
         await put(rabbitmq, queue, b"nowhere", reply_to="no-such-queue", correlation_id="x")
         await inbox.wait(12)
     assert [reply.body for reply in replies if reply] == [f"re: {at}".encode() for at in range(10)]
+    assert await count(rabbitmq, queue) == 0
+
+
+async def test_a_question_whose_reply_ends_the_link_each_time_does_not_come_for_ever(rabbitmq: RabbitMq) -> None:
+    """RabbitMQ 3.10 answers a pseudo-queue that it can't decode with 541 INTERNAL_ERROR; anybody may write one."""
+    queue, host = await make_queue(rabbitmq), FakeHost()
+    inbox = Inbox(
+        host,
+        lambda message: Accepted(message.id, message.with_body(b"re: " + message.body, "text/plain")),
+    )
+    source = amqp.Source(connection=broker(rabbitmq), queue=queue)
+    asking = amqp.Sink(connection=broker(rabbitmq, name="asking"), routing_key=Template(queue), reply=amqp.Reply())
+    async with running(source, inbox, host), asking.open(FakeHost()) as ask:
+        await put(rabbitmq, queue, b"odd", reply_to="amq.rabbitmq.reply-to.g1h2AA.b", correlation_id="x")
+        await until(lambda: bool(host.drops))
+        reply = await ask(arriving(host, b"next"))
+    assert reply is not None
+    assert reply.body == b"re: next"
+    assert [message.body for message in inbox.messages] == [b"odd", b"next"]
+    assert host.drops == {"reply refused": 1}
     assert await count(rabbitmq, queue) == 0
