@@ -34,6 +34,7 @@ from adapters._mqtt_packets import (
     Version,
     Will,
     Writer,
+    odd_sign,
     read_answer,
     read_publish,
 )
@@ -308,10 +309,16 @@ class Link(asyncio.Protocol):
     def _written(self, packet_id: int, message: Outgoing) -> bytes:
         try:
             packet = self._writer.publish(packet_id, message)
+            odd = odd_sign(message)
         except (struct.error, UnicodeEncodeError) as error:
             raise MessageError(
                 f"{self._peer}: the topic or a header can't be written as MQTT text of at most 65535 bytes of UTF-8"
             ) from error
+        if odd is not None:
+            raise MessageError(
+                f"{self._peer}: the topic, content type or a header holds U+{ord(odd):04X}, for which a broker may end "
+                "the link (MQTT 1.5.4); send it without control signs"
+            )
         most = self.broker.get("maximum_packet_size")
         if most is not None and len(packet) > most:
             raise MessageError(

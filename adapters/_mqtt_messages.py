@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import re
 import time
 from collections.abc import Iterable
@@ -17,6 +18,9 @@ from gateway import JSON, Host, Message, MessageError, PeerError, Shared
 _WILDCARDS = re.compile("[+#\0]")
 _REPLY_WAIT_S = 1.0
 _REPLY_TIMEOUT_S = 30.0
+_REPLY_TRIES = 3
+
+log = logging.getLogger("gateway.mqtt")
 
 
 def message_of(publish: Publish, content_type: str | None) -> Message:
@@ -90,7 +94,10 @@ class Replies:
         await self._tasks.__aexit__(kind, error, trace)
 
     async def publish(self, request: Publish, reply: Message) -> None:
-        """Publishes a reply to where the request asked for it, however long that takes; nowhere, if it did not ask."""
+        """Publishes a reply to where the request asked for it, if it did, however long it takes to connect.
+
+        Acknowledgements keep their order: a reply that the broker never takes must not hold up all behind it.
+        """
         topic = request.properties.get("response_topic")
         if not topic:
             return
@@ -102,22 +109,21 @@ class Replies:
             properties["correlation_data"] = request.properties["correlation_data"]
         if self._holder is None:
             self._holder = self._tasks.create_task(self._hold(), name="mqtt-replies")
-        while not await self._published(
-            Outgoing(topic.encode(), reply.body, request.qos, retain=False, properties=properties)
-        ):
+        answer = Outgoing(topic.encode(), reply.body, request.qos, retain=False, properties=properties)
+        tries = 0
+        while True:
+            await self._opened.wait()
+            if self._link is not None:
+                try:
+                    await self._link.publish(answer, _REPLY_TIMEOUT_S)
+                    return
+                except (MessageError, PeerError) as error:
+                    tries += 1
+                    if isinstance(error, MessageError) or tries == _REPLY_TRIES:
+                        self._host.dropped(1, "reply refused")
+                        log.warning("reply dropped", extra={"route": self._host.route, "reason": str(error)})
+                        return
             await self._host.clock.sleep(_REPLY_WAIT_S)
-
-    async def _published(self, answer: Outgoing) -> bool:
-        await self._opened.wait()
-        if self._link is None:
-            return False
-        try:
-            await self._link.publish(answer, _REPLY_TIMEOUT_S)
-        except MessageError:
-            self._host.dropped(1, "reply refused")
-        except PeerError:
-            return False
-        return True
 
     async def _hold(self) -> None:
         while True:

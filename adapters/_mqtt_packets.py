@@ -7,6 +7,7 @@ of its session. Source: OASIS MQTT 3.1.1 and 5.0.
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -72,6 +73,20 @@ class Outgoing(Struct, gc=False):
     def payload_size(self) -> int:
         """Bytes of the payload."""
         return len(self.payload)
+
+
+_BEYOND = "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
+_ODD = re.compile(f"[\0-\x1f\x7f-\x9f\ufdd0-\ufdef{_BEYOND}]")
+
+
+def odd_sign(message: Outgoing) -> str | None:
+    """The first sign of its texts that a broker may take for a malformed packet. Source: MQTT 5 section 1.5.4."""
+    properties = message.properties
+    texts = [message.topic.decode(), properties.get("content_type") or ""]
+    for name, value in properties.get("user_property", ()):
+        texts += (name, value)
+    found = _ODD.search("".join(texts))
+    return found[0] if found else None
 
 
 class Will(Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections import deque
@@ -398,6 +399,47 @@ async def test_a_reply_goes_to_the_response_topic_with_the_correlation_data(brok
     assert (first.body, second.body) == (b"reply to 1", b"reply to 2")
     assert (first.correlation_id, second.correlation_id) == ("AP8=", "c-2")
     assert requests.messages[1].transport["response_topic"] == "answers/me"
+
+
+async def test_a_reply_that_the_broker_never_takes_holds_up_none_behind_it(broker: Mosquitto, host: FakeHost) -> None:
+    def answered(message: Message) -> Outcome:
+        return Accepted(message.id, reply=message.with_body(b"reply to " + message.body))
+
+    connection = Connection(url=broker.url, client_id="gateway", receive_maximum=1)
+    requests, replies = Inbox(host, answered), Inbox(host)
+    async with (
+        running(source(connection, "ask/#"), requests, host),
+        running(source(other(connection), "answers/#"), replies, host),
+    ):
+        third = connection.model_copy(update={"client_id": "third"})
+        await publish(third, b"1", topic="ask/x", response_topic="$SYS/x")
+        await publish(third, b"2", topic="ask/x", response_topic="answers/me")
+        (reply,) = await replies.wait(1)
+    assert reply.body == b"reply to 2"
+    assert host.drops == {"reply refused": 1}
+
+
+@pytest.mark.parametrize("text", ["a\tb", "a\x7fb", "a\x85b", "a\ufdd0b", "a\ufffeb", "a\U0001ffffb"])
+async def test_a_sign_for_which_the_broker_would_end_the_link_is_refused(
+    connection: Connection, host: FakeHost, text: str
+) -> None:
+    inbox = Inbox(host)
+    async with running(source(connection, "#"), inbox, host), opened(sink(connection, "{{ body.x }}"), host) as send:
+        with pytest.raises(MessageError, match=r"holds U\+[0-9A-F]{4,5}, for which a broker may end the link"):
+            await send(arriving(host, json.dumps({"x": text}).encode()))
+        if connection.version == 5:
+            for refused in (
+                sink(connection, headers={"n": Template("{{ body.x }}")}),
+                sink(connection, headers={text: Template("v")}),
+            ):
+                async with opened(refused, host) as send_refused:
+                    with pytest.raises(MessageError):
+                        await send_refused(arriving(host, json.dumps({"x": text}).encode()))
+            with pytest.raises(MessageError):
+                await send(arriving(host, b'{"x": "plant"}', content_type=text))
+        await send(arriving(host, b'{"x": "plant/\xc5\xbe"}'))
+        (message,) = await inbox.wait(1)
+    assert message.transport["topic"] == "plant/ž"
 
 
 async def send_to_the_frozen(sink: Sink, host: FakeHost, broker: Mosquitto) -> None:
