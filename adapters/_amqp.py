@@ -55,11 +55,11 @@ class Link:
         Raises:
             PeerError: out of the context: the broker closed the channel, or the link was lost.
         """
-        async with asyncio.timeout(self._within_s):
-            try:
+        try:
+            async with asyncio.timeout(self._within_s):
                 inner = await self._connection.channel(publisher_confirms=False)
-            except (aiormq.AMQPError, RuntimeError, OSError) as error:
-                raise PeerError(self._reason(error), reconnect=True) from error
+        except (aiormq.AMQPError, RuntimeError, OSError) as error:
+            raise PeerError(self._reason(error), reconnect=True) from error
         channel = Channel(self._wire, inner, confirm_within_s, max_body_bytes)
         self._wire.channels[channel.number] = channel
         if self._wire.lost.done():

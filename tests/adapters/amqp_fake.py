@@ -64,6 +64,8 @@ class FakeBroker:
         self.settled: list[Frame] = []
         self.seen: list[Frame] = []
         self.confirms = True
+        self.silent_about: type[Frame] | None = None
+        """What it does not answer."""
         self.consumed = asyncio.Event()
         self._tags: dict[int, int] = {}
         self._delivered = 0
@@ -163,6 +165,8 @@ class FakeBroker:
         if isinstance(frame, Heartbeat):
             return
         self.seen.append(frame)
+        if type(frame) is self.silent_about:
+            return
         match frame:
             case spec.Connection.StartOk():
                 self.send(0, spec.Connection.Tune(channel_max=2047, frame_max=131_072, heartbeat=60))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pamqp import commands as spec
+from pamqp.base import Frame
 from pamqp.header import ContentHeader
 
 from adapters import _amqp_frames as frames
@@ -219,6 +220,18 @@ async def test_a_message_that_cannot_be_written_is_refused(broker: FakeBroker) -
             await send(arriving(host, b'{"n": "%b"}' % (b"x" * 131_000)))
         await send(arriving(host, b'{"n": 1.5}'))
     assert len(broker.published) == 1
+
+
+@pytest.mark.parametrize("asked", [spec.Channel.Open, spec.Confirm.Select, spec.Exchange.Declare])
+async def test_a_server_that_never_answers_what_a_sink_asks_for_is_given_up(
+    broker: FakeBroker, asked: type[Frame]
+) -> None:
+    broker.silent_about = asked
+    sink = amqp.Sink(connection=amqp.Connection(url=broker.url), exchange="orders")
+    with pytest.raises(PeerError, match=r"^amqp://127.0.0.1:[0-9]+: the broker did not answer within 1 s$") as caught:
+        async with sink.open(FakeHost(limits=Limits(handshake="1s"))):
+            pass
+    assert caught.value.reconnect
 
 
 async def test_a_cancelled_open_leaves_nothing_behind() -> None:
