@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
+from itertools import takewhile
 from typing import cast
 
 from aiormq.abc import AbstractChannel
@@ -181,7 +182,6 @@ class Channel:
         self._pieces: list[bytes] = []
         self._missing = self._room = 0
         self._tag = 0
-        self._confirmed = 0
         self._unconfirmed: dict[int, tuple[asyncio.Future[None], str, float]] = {}
         self._returned: dict[int, str] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -314,11 +314,11 @@ class Channel:
         return confirm
 
     def _confirm(self, tag: int, bits: int, *, refused: bool) -> None:
-        if bits & 1:  # and all before it
-            for earlier in range(self._confirmed + 1, tag):
+        if bits & 1:  # and all before it; 0: all that there are
+            for earlier in tuple(takewhile(lambda one: one <= tag or not tag, self._unconfirmed)):
                 self._confirm_one(earlier, refused=refused)
-            self._confirmed = tag
-        self._confirm_one(tag, refused=refused)
+        else:
+            self._confirm_one(tag, refused=refused)
 
     def _confirm_one(self, tag: int, *, refused: bool) -> None:
         found = self._unconfirmed.pop(tag, None)

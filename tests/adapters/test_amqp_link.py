@@ -187,6 +187,20 @@ async def test_confirms_of_many_at_once_out_of_order_and_refused_reach_their_own
     assert [type(result).__name__ for result in results] == ["NoneType", "PeerError", *["NoneType"] * 4]
 
 
+@pytest.mark.parametrize("tag", [0, 3, 2**40])
+async def test_a_confirm_of_all_so_far_is_of_those_and_costs_no_more_than_there_are(
+    broker: FakeBroker, tag: int
+) -> None:
+    broker.confirms = False
+    host = FakeHost()
+    sink = amqp.Sink(connection=amqp.Connection(url=broker.url), routing_key=Template("q"))
+    async with sink.open(host) as send:
+        sends = [asyncio.create_task(_awaited(send(arriving(host)))) for _ in range(3)]
+        await until(lambda: len(broker.published) == 3)
+        broker.send(1, spec.Basic.Ack(delivery_tag=tag, multiple=True))
+        assert await asyncio.wait_for(asyncio.gather(*sends), 5) == [None] * 3
+
+
 @pytest.mark.slow
 async def test_a_link_stays_while_only_messages_come_and_no_heartbeats(broker: FakeBroker) -> None:
     host = FakeHost()
