@@ -21,8 +21,8 @@ from amqtt.utils import gen_client_id
 from msgspec import Struct
 
 from adapters._admission import Admission
-from adapters._broker_client import IN_FLIGHT, Handler, Published, Queued, outbox_of
-from adapters._broker_door import Connect, Reader, Users, Window, Writer
+from adapters._broker_client import IN_FLIGHT, Handler, Published, Queued, filters_of, outbox_of
+from adapters._broker_door import SUBSCRIPTIONS, Connect, Reader, Users, Window, Writer
 from adapters._mqtt_arrivals import matches
 from adapters._mqtt_packets import PacketError
 from gateway import Host, Limits
@@ -31,7 +31,7 @@ log = logging.getLogger("gateway.mqtt_broker")
 for _library in ("amqtt", "transitions"):  # a line for each packet and each change of state
     logging.getLogger(_library).setLevel(logging.WARNING)
 
-SESSIONS, SUBSCRIPTIONS, RETAINED, RETAINED_BYTES = 10_000, 1_000, 10_000, 64 * 1024**2
+SESSIONS, RETAINED, RETAINED_BYTES = 10_000, 10_000, 64 * 1024**2
 PATIENCE_S = 10.0
 """How long a message waits for a route that left and is to come again."""
 STARTING_S = 1.0
@@ -153,13 +153,14 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
     def _retain(self, topic: str, body: bytes, qos: int) -> None:
         old = self._retained_messages.pop(topic, None)
         if old is not None:
-            self._retained_bytes -= len(old.data)
+            self._retained_bytes -= len(topic) + len(old.data)
         if not body:
             return
-        if len(self._retained_messages) >= RETAINED or self._retained_bytes + len(body) > RETAINED_BYTES:
+        size = len(topic) + len(body)
+        if len(self._retained_messages) >= RETAINED or self._retained_bytes + size > RETAINED_BYTES:
             self._dropped(1, "retained full")
             return
-        self._retained_bytes += len(body)
+        self._retained_bytes += size
         self._retained_messages[topic] = _Retained(topic, body, qos)
 
     # Clients
@@ -278,10 +279,8 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
 
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session.client_id or "", None)
-        for topic_filter in list(self._subscriptions):
+        for topic_filter in tuple(filters_of(session)):
             self._del_subscription(topic_filter, session)
-            if not self._subscriptions[topic_filter]:
-                del self._subscriptions[topic_filter]
 
     async def _broadcast_message(
         self, session: Session | None, topic: str | None, data: bytes | bytearray | None, force_qos: int | None = None
@@ -316,16 +315,27 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
     async def add_subscription(self, subscription: tuple[str, int], session: Session) -> int:
         """The QoS that is granted, or 0x80: refused. A shared subscription is refused, which amqtt takes literally."""
         topic_filter, _ = subscription
-        own = sum(session is other for subscriptions in self._subscriptions.values() for other, _ in subscriptions)
-        if topic_filter.startswith("$share/") or own >= SUBSCRIPTIONS:
+        filters = filters_of(session)
+        if topic_filter.startswith("$share/") or (topic_filter not in filters and len(filters) >= SUBSCRIPTIONS):
             return 0x80
         self._del_subscription(topic_filter, session)  # amqtt keeps the QoS of the first time
         granted: int = await super().add_subscription(subscription, session)
+        if granted != 0x80:
+            filters.add(topic_filter)
         return granted
+
+    def _del_subscription(self, a_filter: str, session: Session) -> int:
+        """How many were removed. A filter that nobody has any more is forgotten: amqtt keeps it for ever."""
+        filters_of(session).discard(a_filter)
+        deleted: int = super()._del_subscription(a_filter, session)
+        if not self._subscriptions.get(a_filter, True):
+            del self._subscriptions[a_filter]
+        return deleted
 
     async def _publish_retained_messages_for_subscription(
         self, subscription: tuple[str, int], session: Session
     ) -> None:
+        await asyncio.sleep(0)  # the filters of one SUBSCRIBE are many, and so is what is retained
         topic_filter, qos = subscription
         levels = topic_filter.split("/")
         for topic, retained in self._retained_messages.items():

@@ -23,6 +23,7 @@ IN_FLIGHT = 64
 QUEUED, QUEUED_BYTES = 1_000, 16 * 1024**2
 """Messages that wait for one client, connected or not; then new ones are dropped and counted."""
 _OUTBOX = "gateway.outbox"
+_FILTERS = "gateway.filters"
 _RELEASABLE = "gateway.releasable"
 
 
@@ -47,6 +48,11 @@ class Queued(Struct, gc=False):
     qos: int
     retain: bool
 
+    @property
+    def size(self) -> int:
+        """Of what it holds, about as many bytes."""
+        return len(self.topic) + len(self.body)
+
 
 class Outbox:
     """What waits for one client, oldest first."""
@@ -58,10 +64,10 @@ class Outbox:
 
     def put(self, message: Queued) -> bool:
         """Whether there was room."""
-        if len(self._queue) >= QUEUED or self._bytes + len(message.body) > QUEUED_BYTES:
+        if len(self._queue) >= QUEUED or self._bytes + message.size > QUEUED_BYTES:
             return False
         self._queue.append(message)
-        self._bytes += len(message.body)
+        self._bytes += message.size
         self._filled.set()
         return True
 
@@ -74,7 +80,7 @@ class Outbox:
 
     def done(self) -> None:
         """The oldest reached the client."""
-        self._bytes -= len(self._queue.popleft().body)
+        self._bytes -= self._queue.popleft().size
 
 
 class Handler(BrokerProtocolHandler):  # type: ignore[misc]
@@ -169,4 +175,10 @@ def outbox_of(session: Session) -> Outbox:
     found: Outbox | None = session.attributes.get(_OUTBOX)
     if found is None:
         found = session.attributes[_OUTBOX] = Outbox()
+    return found
+
+
+def filters_of(session: Session) -> set[str]:
+    """The topic filters that the session is subscribed to."""
+    found: set[str] = session.attributes.setdefault(_FILTERS, set())
     return found

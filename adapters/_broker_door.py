@@ -24,6 +24,8 @@ from gateway import Clock, Limits
 CONNECT, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 0x10, 0x30, 0x40, 0x50, 0x60, 0x70
 SUBSCRIBE, UNSUBSCRIBE, PINGREQ, DISCONNECT = 0x82, 0xA2, 0xC0, 0xE0
 
+SUBSCRIPTIONS = 1_000
+"""Topic filters of one client, and of one packet, at most."""
 _OTHER_BYTES = 128 * 1024
 """What a packet may hold beside the body of a message: its topic, or the fields of CONNECT or SUBSCRIBE."""
 _GOODBYE_S = 1.0
@@ -140,8 +142,12 @@ def check(first: int, body: bytes, limits: Limits) -> None:
     elif first in {SUBSCRIBE, UNSUBSCRIBE}:
         if not fields.number(2) or not fields.left:
             raise PacketError("a SUBSCRIBE or UNSUBSCRIBE has no packet id or no topic filter")
+        asked = 0
         while fields.left:
             topic_filter = fields.text()
+            asked += 1
+            if asked > SUBSCRIPTIONS:
+                raise PacketError(f"a packet has more than {SUBSCRIPTIONS} topic filters")
             if not topic_filter or (first == SUBSCRIBE and fields.number(1) > 2):
                 raise PacketError("a SUBSCRIBE has an empty topic filter or a QoS that is none")
     elif first not in {PINGREQ, DISCONNECT}:

@@ -539,6 +539,78 @@ async def test_a_flood_in_flight_is_not_read_beyond_the_window(host: FakeHost) -
             assert await one.expect(PUBACK) == number.to_bytes(2, "big")
 
 
+def subscribing(*topic_filters: str) -> bytes:
+    """The body of a SUBSCRIBE."""
+    wanted = (one.encode() for one in topic_filters)
+    return b"\x00\x09" + b"".join(len(one).to_bytes(2, "big") + one + b"\x00" for one in wanted)
+
+
+async def test_a_client_has_so_many_subscriptions_and_no_more_and_may_repeat_each(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters._broker.SUBSCRIPTIONS", 3)
+    async with broker(host) as found, client(found.address) as one:
+        await one.login()
+        assert [await one.subscribe(f"plant/{number}") for number in range(4)] == [0, 0, 0, 0x80]
+        assert await one.subscribe("plant/1", qos=1) == 1
+        one.say(one.writer.unsubscribe(7, "plant/2"))
+        await one.expect(0xB0)
+        assert await one.subscribe("plant/4") == 0
+
+
+async def test_a_packet_of_more_topic_filters_than_a_client_may_have_is_the_end_of_its_connection() -> None:
+    filters = [f"{number}" for number in range(1001)]
+    check(0x82, subscribing(*filters[:1000]), Limits())
+    with pytest.raises(PacketError, match="a packet has more than 1000 topic filters"):
+        check(0x82, subscribing(*filters), Limits())
+
+
+async def test_many_subscriptions_at_once_leave_the_others_their_turn(host: FakeHost) -> None:
+    async with broker(host) as found, client(found.address) as one:
+        for number in range(1000):
+            found.broker.publish(f"plant/{number}", b"x", 0, retain=True)
+        await one.login()
+        turns = 0
+
+        async def ticking() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        ticker = asyncio.create_task(ticking())
+        body = subscribing(*(f"plant/+/{number}" for number in range(500)), "plant/999")
+        one.say(b"\x82" + bytes([len(body) & 127 | 128, len(body) >> 7]) + body)
+        await one.expect(SUBACK)
+        begun = turns
+        await one.expect(PUBLISH)
+        assert turns - begun > 400
+        ticker.cancel()
+
+
+async def test_a_topic_filter_that_nobody_has_any_more_is_forgotten(host: FakeHost) -> None:
+    async with broker(host) as found, client(found.address) as one:
+        await one.login()
+        await one.subscribe("plant/1")
+        one.say(one.writer.unsubscribe(7, "plant/1"))
+        await one.expect(0xB0)
+        assert not found.broker.subscriptions
+
+
+async def test_what_is_retained_counts_with_its_topic(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters._broker.RETAINED_BYTES", 1000)
+    async with broker(host) as found, client(found.address) as one:
+        await one.login()
+        for number in range(12):
+            one.publish(f"{number:099}", b"x", retain=True)
+        one.publish(f"{0:099}", b"", retain=True)
+        one.publish(f"{12:099}", b"x", retain=True)
+        await one.ping()
+        await until(lambda: f"{12:099}" in found.broker.retained_messages)
+        assert len(found.broker.retained_messages) == 10
+    assert host.drops == {"retained full": 2}
+
+
 async def test_a_client_that_does_not_acknowledge_keeps_its_place_and_costs_no_more_than_its_queue(
     host: FakeHost,
 ) -> None:
