@@ -173,7 +173,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
             await writer.close()
             return
         window = Window(IN_FLIGHT)
-        reader = Reader(stream, self._limits, window)
+        reader = Reader(stream, writer, self._limits, window)
         try:
             await self._serve(reader, writer, window, address, f"{address}:{port}")
         except PacketError as error:

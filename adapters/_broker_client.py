@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from amqtt.errors import ProtocolHandlerError
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.mqtt.puback import PubackPacket
 from amqtt.mqtt.pubcomp import PubcompPacket
@@ -94,17 +95,44 @@ class Handler(BrokerProtocolHandler):  # type: ignore[misc]
         self._window = window
         self._before: asyncio.Future[None] | None = None
         self._peer = peer
+        self._publishing: set[asyncio.Task[None]] = set()
 
     async def handle_publish(self, publish_packet: PublishPacket) -> None:
         """Hands a message on, and acknowledges it once that is done and all before it are acknowledged."""
         before, done = self._before, asyncio.get_running_loop().create_future()
         self._before = done
+        # Not in the task that amqtt made: as long as that is not done, it keeps all that it makes after it.
+        task = asyncio.create_task(self._publish(publish_packet, before, done), name="mqtt-broker-publish")
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    async def stop(self) -> None:
+        """Ends the connection; what is in the hands of a route stays there, and is not acknowledged any more."""
+        for task in self._publishing:
+            task.cancel()
+        await super().stop()
+
+    async def mqtt_acknowledge_subscription(self, packet_id: int, return_codes: list[int]) -> None:
+        """Answers a SUBSCRIBE, of which no more are read than the window lets."""
+        self._window.free()
+        await super().mqtt_acknowledge_subscription(packet_id, return_codes)
+
+    async def mqtt_acknowledge_unsubscription(self, packet_id: int) -> None:
+        """Answers an UNSUBSCRIBE, likewise."""
+        self._window.free()
+        await super().mqtt_acknowledge_unsubscription(packet_id)
+
+    async def _publish(
+        self, publish_packet: PublishPacket, before: asyncio.Future[None] | None, done: asyncio.Future[None]
+    ) -> None:
         try:
             if not self._is_repeated(publish_packet):
                 await self._hand_over(self._published(publish_packet))
             if before is not None:
                 await asyncio.shield(before)
             await self._acknowledge(publish_packet)
+        except ProtocolHandlerError:
+            pass  # cancelled while it wrote: the connection ends
         finally:
             self._window.free()
             if not done.done():

@@ -156,7 +156,7 @@ def check(first: int, body: bytes, limits: Limits) -> None:
 
 
 class Window:
-    """How many messages of one client are read and not done with yet."""
+    """How many messages and requests of one client are read and not done with yet."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -182,11 +182,13 @@ class Window:
 class Reader(ReaderAdapter):  # type: ignore[misc]
     """A stream as amqtt reads it: packet by packet, each checked. What breaks the rules is the end of the stream.
 
-    While its window has no room nothing is read, so that a client can't have more in flight than it may.
+    While its window has no room nothing is read, so that a client can't have more in flight than it may; nor while it
+    does not read what it is sent.
     """
 
-    def __init__(self, stream: asyncio.StreamReader, limits: Limits, window: Window) -> None:
+    def __init__(self, stream: asyncio.StreamReader, writer: Writer, limits: Limits, window: Window) -> None:
         self._stream = stream
+        self._writer = writer
         self._limits = limits
         self._packet = b""
         self._at = 0
@@ -228,9 +230,10 @@ class Reader(ReaderAdapter):  # type: ignore[misc]
     async def _fill(self) -> None:
         try:
             await self._window.room()
+            await self._writer.drain()  # each answer that it does not read would wait in a task of its own
             first, body, length = await self._next()
             check(first, body, self._limits)
-            if first & 0xF0 == PUBLISH:
+            if first & 0xF0 == PUBLISH or first in {SUBSCRIBE, UNSUBSCRIBE}:
                 self._window.take()
         except PacketError as error:
             self.broken = self.broken or str(error)

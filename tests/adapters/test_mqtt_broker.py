@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from amqtt.mqtt.protocol.broker_handler import Subscription
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -63,6 +65,9 @@ class Client:
         self._stream = writer
         self._packets = Packets()
         self._ready: list[tuple[int, bytes]] = []
+
+    def deafen(self) -> None:
+        self._stream.transport.pause_reading()  # type: ignore[attr-defined]
 
     def say(self, data: bytes) -> None:
         self._stream.write(data)
@@ -537,6 +542,44 @@ async def test_a_flood_in_flight_is_not_read_beyond_the_window(host: FakeHost) -
         outcome.set()
         for number in range(1, 3 * IN_FLIGHT + 1):
             assert await one.expect(PUBACK) == number.to_bytes(2, "big")
+
+
+async def test_a_message_that_waits_for_its_route_keeps_nothing_of_the_pings_behind_it(host: FakeHost) -> None:
+    async def never(message: Message) -> Outcome:
+        await asyncio.get_running_loop().create_future()
+        return Accepted(message.id)
+
+    connection = at()
+    inbox = Inbox(host, never)
+    async with running(source(connection), inbox, host), host.share(connection) as found, client(found.address) as one:
+        await one.login()
+        one.publish("plant/1", qos=1)
+        await inbox.wait(1)
+        before = count_tasks()
+        for _ in range(500):
+            await one.ping()
+        assert count_tasks() < before + 50
+
+
+@pytest.mark.parametrize("packet", [b"\xc0\x00", b"\x62\x02\x00\x01", b"\x82\x08\x00\x09\x00\x03a/b\x00"])
+async def test_a_client_that_reads_nothing_is_not_read_either(host: FakeHost, packet: bytes) -> None:
+    async with broker(host) as found, client(found.address) as one:
+        await one.login()
+        await one.subscribe("plant/1")
+        one.deafen()
+        for _ in range(12):
+            found.broker.publish("plant/1", b"x" * 1024**2, 0, retain=False)
+        one.say(packet * 5000)
+        for _ in range(500):
+            await asyncio.sleep(0.001)
+        assert len(asyncio.all_tasks()) < 150
+        assert sum(isinstance(kept, Subscription) for kept in gc.get_objects()) < 150
+
+
+def count_tasks() -> int:
+    """Those that are done, too, as long as somebody keeps them."""
+    gc.collect()
+    return sum(isinstance(one, asyncio.Task) for one in gc.get_objects())
 
 
 def subscribing(*topic_filters: str) -> bytes:
