@@ -177,6 +177,18 @@ class Handler(BrokerProtocolHandler):  # type: ignore[misc]
         """Returns once the client acknowledged it, however long that takes; for QoS 0 once it was written."""
         await self.mqtt_publish(message.topic, message.body, message.qos, message.retain)
 
+    async def handle_puback(self, puback: PubackPacket) -> None:
+        """The client has a message. amqtt writes a line to the log for each that is of none."""
+        _answer(self._puback_waiters, puback)
+
+    async def handle_pubrec(self, pubrec: PubrecPacket) -> None:
+        """The client has a message of QoS 2."""
+        _answer(self._pubrec_waiters, pubrec)
+
+    async def handle_pubcomp(self, pubcomp: PubcompPacket) -> None:
+        """The client is done with a message of QoS 2."""
+        _answer(self._pubcomp_waiters, pubcomp)
+
     async def _handle_qos1_message_flow(self, app_message: Any) -> None:
         assert app_message.direction != INCOMING
         await self._sent(app_message, self._puback_waiters)
@@ -197,6 +209,12 @@ class Handler(BrokerProtocolHandler):  # type: ignore[misc]
             await waiters[packet_id]
         finally:
             del waiters[packet_id]
+
+
+def _answer(waiters: dict[int, asyncio.Future[Any]], packet: Any) -> None:
+    waiter = waiters.get(packet.packet_id)
+    if waiter is not None and not waiter.done():
+        waiter.set_result(packet)
 
 
 def outbox_of(session: Session) -> Outbox:

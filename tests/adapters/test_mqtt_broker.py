@@ -576,6 +576,17 @@ async def test_a_client_that_reads_nothing_is_not_read_either(host: FakeHost, pa
         assert sum(isinstance(kept, Subscription) for kept in gc.get_objects()) < 150
 
 
+async def test_acknowledgements_of_nothing_write_no_lines_to_the_log(
+    host: FakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with broker(host) as found, client(found.address) as one:
+        await one.login()
+        for kind in (PUBACK, PUBREC, PUBCOMP):
+            one.say(bytes([kind, 2, 0, 7]) * 10)
+        await one.ping()
+    assert [record for record in caplog.records if record.name.startswith("amqtt")] == []
+
+
 def count_tasks() -> int:
     """Those that are done, too, as long as somebody keeps them."""
     gc.collect()
