@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ from gateway import (
 )
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
+_LONGEST_MS = 0xFFFF_FFFF
+"""What RabbitMQ takes as an expiration."""
 _DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
 
@@ -232,7 +235,9 @@ class Sink(Settings):
     )
     persistent: bool = Field(default=True, description="the broker keeps it on disk, in a durable queue")
     headers: dict[str, Template] = Field({}, description="the headers to send")
-    expiration: Duration | None = Field(None, description="how long it may wait in a queue")
+    expiration: Duration | None = Field(
+        None, description="how long it may wait in a queue; default: as the message says"
+    )
     type: Template | None = Field(None, description="the type property")
     timeout: Duration = Field(duration("30s"), gt=0, le=600, description="how long to wait for the broker's confirm")
     declare: Literal[False] | ExchangeDeclaration = Field(
@@ -305,7 +310,7 @@ class Sink(Settings):
         self, host: Host, channel: Channel, asked: dict[str, asyncio.Future[Message]] | None, message: Message
     ) -> Message | None:
         stable_id = f"{message.id}.{host.target}"
-        properties = self._properties(message, stable_id)
+        properties = self._properties(message, stable_id, host.clock.time())
         routing_key = self.routing_key.text_of(message)
         await channel.room()
         if asked is None or self.reply is None:
@@ -333,17 +338,21 @@ class Sink(Settings):
             place = f"exchange {self.exchange!r}, routing key {routing_key!r}"
             raise PeerError(f"{error}; {place}", reconnect=error.reconnect, too_late=error.too_late) from error
 
-    def _properties(self, message: Message, stable_id: str) -> Properties:
+    def _properties(self, message: Message, stable_id: str, now_s: float) -> Properties:
         headers = {name: template(message) for name, template in self.headers.items()}
         if message.traceparent is not None:
             headers["traceparent"] = message.traceparent
+        expiration_s = self.expiration
+        if message.expires_at_s is not None:
+            left_s = max(0.001, message.expires_at_s - now_s)
+            expiration_s = left_s if expiration_s is None else min(left_s, expiration_s)
         return Properties(
             content_type=message.content_type,
             headers=headers,
             delivery_mode=2 if self.persistent else 1,
             priority=message.priority,
             correlation_id=message.correlation_id,
-            expiration=None if self.expiration is None else str(round(self.expiration * 1000)),
+            expiration=None if expiration_s is None else str(min(math.ceil(expiration_s * 1000), _LONGEST_MS)),
             message_id=stable_id,
             timestamp=int(message.time_s),
             type=None if self.type is None else self.type.text_of(message),

@@ -236,6 +236,31 @@ async def test_a_message_that_cannot_be_written_is_refused(broker: FakeBroker) -
     assert len(broker.published) == 1
 
 
+@pytest.mark.parametrize(
+    ("expiration", "left_s", "sent"),
+    [
+        (None, None, None),
+        ("1h", None, "3600000"),
+        (None, 5.0, "5000"),
+        ("1s", 5.0, "1000"),
+        ("1h", 5.0, "5000"),
+        (None, -3.0, "1"),
+        (None, 1e10, "4294967295"),
+    ],
+)
+async def test_a_message_waits_in_a_queue_no_longer_than_it_says_and_the_sink_allows(
+    broker: FakeBroker, expiration: str | None, left_s: float | None, sent: str | None
+) -> None:
+    clock = ManualClock()
+    host = FakeHost(clock=clock)
+    sink = amqp.Sink(connection=amqp.Connection(url=broker.url), routing_key=Template("q"), expiration=expiration)
+    expires_at_s = None if left_s is None else clock.time() + left_s
+    async with sink.open(host) as send:
+        await send(arriving(host, expires_at_s=expires_at_s))
+    ((_, header, _),) = broker.published
+    assert header.properties.expiration == sent
+
+
 @pytest.mark.parametrize("asked", [spec.Channel.Open, spec.Confirm.Select, spec.Exchange.Declare])
 async def test_a_server_that_never_answers_what_a_sink_asks_for_is_given_up(
     broker: FakeBroker, asked: type[Frame]
