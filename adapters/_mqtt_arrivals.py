@@ -58,8 +58,8 @@ class Subscription:
         self.unconfirmed = 0
         """Messages with QoS 0 that were handed over and are not settled."""
         self.identifier = zlib.crc32(topic_filter.encode()) % 268_435_455 + 1
-        shared = topic_filter.startswith("$share/")
-        self.levels = (topic_filter.split("/", 2)[2] if shared else topic_filter).split("/")
+        self.shared = topic_filter.startswith("$share/")
+        self.levels = (topic_filter.split("/", 2)[2] if self.shared else topic_filter).split("/")
 
     def matches(self, topic: str) -> bool:
         """Whether a message to this topic is for this subscription. MQTT 5 section 4.7."""
@@ -106,6 +106,7 @@ class Arrivals:
         self.closed = False
         self.unconfirmed_bytes = 0
         """Of messages with QoS 0 that were handed over and are not settled."""
+        self._turn = 0
         self.held_bytes = 0
         """Of messages with QoS 1 and 2 that are not acknowledged."""
 
@@ -146,6 +147,8 @@ class Arrivals:
     def take(self, publish: Publish) -> None:
         """A PUBLISH came in."""
         takers = self._takers_of(publish)
+        if len(takers) > 1:
+            takers = self._one_of_each_group(takers)
         if publish.qos == 0:
             self._take_unconfirmed(publish, takers)
             return
@@ -204,6 +207,14 @@ class Arrivals:
                 subscription.unconfirmed += 1
                 self.unconfirmed_bytes += publish.size
                 subscription.take(Arrival(self, subscription, publish, None))
+
+    def _one_of_each_group(self, takers: tuple[Subscription, ...]) -> tuple[Subscription, ...]:
+        """These, but in turn one of those that share a subscription: to the broker they are one member of the group."""
+        groups: dict[object, list[Subscription]] = {}
+        for taker in takers:
+            groups.setdefault(taker.topic_filter if taker.shared else taker, []).append(taker)
+        self._turn += 1
+        return tuple(group[self._turn % len(group)] for group in groups.values())
 
     def _takers_of(self, publish: Publish) -> tuple[Subscription, ...]:
         identifiers = publish.properties.get("subscription_identifier")

@@ -150,6 +150,24 @@ async def test_a_shared_group_gives_each_message_to_one_of_its_members(connectio
     assert {message.body for message in one.messages + two.messages} == bodies
 
 
+async def test_two_members_of_a_shared_group_on_one_connection_get_each_message_once(
+    connection: Connection, host: FakeHost
+) -> None:
+    one, two, all_of_it = Inbox(host), Inbox(host), Inbox(host)
+    async with (
+        running(source(connection, shared_group="workers"), one, host),
+        running(source(connection, shared_group="workers"), two, host),
+        running(source(connection, topic="plant/+"), all_of_it, host),
+    ):
+        await publish(connection, *(b"%d" % number for number in range(20)))
+        await until(lambda: len(one.messages) + len(two.messages) >= 20)
+        await all_of_it.wait(20)
+        await publish(connection, b"last", topic="plant/last")
+        await until(lambda: len(one.messages) + len(two.messages) >= 21)
+    assert len(one.messages) + len(two.messages) == 21
+    assert min(len(one.messages), len(two.messages)) >= 5
+
+
 async def test_two_routes_of_one_connection_share_a_link_and_get_only_their_own(
     connection: Connection, host: FakeHost
 ) -> None:
