@@ -381,6 +381,9 @@ class Link(asyncio.Protocol):
         if self._outbox.busy:
             await self._outbox.room(deadline_s)
         packet_id = self._outbox.next_id()
+        self._granted.setdefault(
+            topic_filter, 0
+        )  # before the answer: who leaves meanwhile may be subscribed all the same
         self.write(self._writer.subscribe(packet_id, topic_filter, qos, identifier))
         answer = await self._outbox.sent(packet_id, deadline_s)
         code = answer.codes[0] if answer.codes else 0x80

@@ -570,6 +570,34 @@ async def test_a_link_that_holds_as_much_as_it_may_is_not_read(
         await inbox.wait(100)
 
 
+async def test_a_subscription_of_a_route_that_left_before_the_answer_is_given_up_too(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapters._mqtt_link.PATIENCE_S", 0.05)
+    asked, left, given_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.expect(CONNECT)
+        peer.say(CONNECTED)
+        subscribe = await peer.expect(SUBSCRIBE)
+        peer.say(b"\x90\x04" + subscribe[:2] + b"\x00\x01")
+        subscribe = await peer.expect(SUBSCRIBE)
+        asked.set()
+        await left.wait()
+        peer.say(b"\x90\x04" + subscribe[:2] + b"\x00\x01")
+        assert (await peer.expect(UNSUBSCRIBE)).endswith(b"\x00\x04gone")
+        given_up.set()
+        await forever(peer)
+
+    async with broker(script) as connection, running(Source(connection=connection, topic="stays"), Inbox(host), host):
+        gone = asyncio.create_task(Source(connection=connection, topic="gone").run(host, Inbox(host), lambda: None))
+        await asked.wait()
+        gone.cancel()
+        await asyncio.wait({gone})
+        left.set()
+        await asyncio.wait_for(given_up.wait(), 5)
+
+
 async def test_a_subscription_without_a_route_is_given_up_after_a_while(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
