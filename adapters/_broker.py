@@ -279,6 +279,13 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]
 
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session.client_id or "", None)
+        self._unsubscribe(session)
+
+    async def _del_all_subscriptions(self, session: Session) -> None:
+        """A session expired, or the broker ends."""
+        self._unsubscribe(session)
+
+    def _unsubscribe(self, session: Session) -> None:
         for topic_filter in tuple(filters_of(session)):
             self._del_subscription(topic_filter, session)
 

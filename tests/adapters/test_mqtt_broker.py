@@ -651,6 +651,20 @@ async def test_a_topic_filter_that_nobody_has_any_more_is_forgotten(host: FakeHo
         assert not found.broker.subscriptions
 
 
+async def test_a_session_that_expires_is_forgotten_with_its_topic_filters(host: FakeHost) -> None:
+    async with broker(host, session_expiry="1s") as found, client(found.address) as stays:
+        await stays.login("stays")
+        await stays.subscribe("plant/1")
+        for name in ("one", "two"):
+            async with client(found.address) as one:
+                await one.login(name, clean=False)
+                for number in range(3):
+                    await one.subscribe(f"plant/{number}")
+        assert set(found.broker.subscriptions) == {"plant/0", "plant/1", "plant/2"}
+        await until(lambda: set(found.broker.sessions) == {"stays"})
+        assert [len(who) for who in found.broker.subscriptions.values()] == [1]
+
+
 async def test_what_is_retained_counts_with_its_topic(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapters._broker.RETAINED_BYTES", 1000)
     async with broker(host) as found, client(found.address) as one:
