@@ -32,6 +32,8 @@ BASIC_NACK = 60 << 16 | 120
 
 _SHORT_BYTES = 255
 _TABLE_DEPTH = 16
+UNREADABLE = {"amqp-properties": "unreadable"}
+"""What stands for headers that can't be read."""
 
 head = struct.Struct(">BHI")
 """The first seven bytes of a frame: its type, its channel, the size of its payload."""
@@ -238,7 +240,7 @@ def read_properties(buffer: bytes, at: int, end: int) -> Properties:
     if flags & 0x4000:
         read.content_encoding, at = read_short(buffer, at)
     if flags & 0x2000:
-        read.headers, at = _table(buffer, at, _TABLE_DEPTH)
+        read.headers, at = _headers(buffer, at, end)
     if flags & 0x1000:
         read.delivery_mode = buffer[at]
         at += 1
@@ -271,6 +273,17 @@ def _read_last(read: Properties, flags: int, buffer: bytes, at: int) -> int:
     if flags & 0x0008:
         read.app_id, at = read_short(buffer, at)
     return at
+
+
+def _headers(buffer: bytes, at: int, end: int) -> tuple[dict[str, Any], int]:
+    """The headers, and where they end. Ones that can't be read hide nothing of what lies behind them."""
+    after: int = at + 4 + _uint32.unpack_from(buffer, at)[0]
+    if after > end:
+        raise ValueError("headers: they are cut short")
+    try:
+        return _table(buffer, at, _TABLE_DEPTH)[0], after
+    except (ValueError, IndexError, struct.error):
+        return dict(UNREADABLE), after
 
 
 def _table(buffer: bytes, at: int, depth: int) -> tuple[dict[str, Any], int]:

@@ -361,4 +361,4 @@ def _properties(buffer: bytes, at: int, end: int) -> Properties:
         return frames.read_properties(buffer, at, end)
     except (ValueError, IndexError, struct.error):
         # One sender's broken header must not end the link, again and again, for all the others.
-        return Properties(headers={"amqp-properties": "unreadable"})
+        return Properties(headers=dict(frames.UNREADABLE))

@@ -121,6 +121,17 @@ async def test_what_no_queue_takes_is_not_delivered(rabbitmq: RabbitMq) -> None:
     assert kept is None
 
 
+async def test_what_no_queue_takes_is_not_delivered_however_deep_its_headers(rabbitmq: RabbitMq) -> None:
+    """What comes back is told by its message-id, which lies behind the headers."""
+    host, deep = FakeHost(), b"[" * 40 + b"]" * 40
+    sink = amqp.Sink(
+        connection=broker(rabbitmq), routing_key=Template("none"), headers={"deep": Template("{{ body }}")}
+    )
+    async with sink.open(host) as send:
+        with pytest.raises(PeerError, match="no queue took the message"):
+            await send(arriving(host, deep))
+
+
 async def test_what_need_not_be_taken_is_delivered_when_confirmed(rabbitmq: RabbitMq) -> None:
     host = FakeHost()
     sink = amqp.Sink(connection=broker(rabbitmq), routing_key=Template("nowhere"), mandatory=False)
