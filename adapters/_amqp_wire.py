@@ -178,6 +178,9 @@ class Channel:
         self.number = inner.number
         self.lost: asyncio.Future[str] = self._loop.create_future()
         self.taken: Callable[[Delivery], None] = lambda delivery: None
+        self.most_unsettled: int | None = None
+        """Deliveries without an ack or nack, of which a broker that keeps to the prefetch never sends so many."""
+        self._unsettled = 0
         self._content: Delivery | Returned | None = None
         self._pieces: list[bytes] = []
         self._missing = self._room = 0
@@ -246,7 +249,11 @@ class Channel:
         pieces, self._pieces, self._content = self._pieces, [], None
         if isinstance(content, Delivery):
             content.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self.taken(content)
+            self._unsettled += 1
+            if self.most_unsettled is not None and self._unsettled > self.most_unsettled:
+                self.lose(f"{self._wire.where}: the broker sends far more than the prefetch; it must keep to basic.qos")
+            else:
+                self.taken(content)
             return
         for tag, (_, message_id, _) in self._unconfirmed.items():
             if message_id == content.properties.message_id and tag not in self._returned:
@@ -258,6 +265,7 @@ class Channel:
     def settle(self, frame: bytes) -> None:
         """Writes an ack or a nack, unless the channel is lost: then the broker has the message back already."""
         if not self.lost.done():
+            self._unsettled -= 1
             self._wire.write(frame)
 
     async def room(self) -> None:

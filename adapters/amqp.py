@@ -167,7 +167,7 @@ class Source(Settings):
             replies = Replies(self.connection.publishing, host, tasks, channel)
             work = partial(self._handle, host, deliver, channel, replies, queue)
             async with Workers(work, count=self.prefetch, name=f"{host.route}:amqp") as workers:
-                channel.taken = workers.put
+                channel.taken, channel.most_unsettled = workers.put, 2 * self.prefetch
                 async with link.asking(channel):
                     await channel.rpc.basic_qos(prefetch_count=self.prefetch)
                     await channel.rpc.basic_consume(queue, _never)

@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 from adapters import _amqp_frames as frames
 from adapters import amqp
 from adapters._amqp import ends_with
-from gateway import Accepted, Deferred, Limits, MessageError, Outcome, PeerError, Refused, Template
+from gateway import Accepted, Deferred, Limits, Message, MessageError, Outcome, PeerError, Refused, Template
 from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, settle, until
 from tests.adapters.amqp_fake import ALL, FakeBroker
 
@@ -73,6 +73,26 @@ async def test_of_a_body_over_the_limit_only_the_beginning_is_kept(
         broker.deliver(b"next")
         first, second = await inbox.wait(2)
     assert (first.body, second.body) == (body[:kept], b"next")
+
+
+async def test_a_server_that_does_not_keep_to_the_prefetch_fills_no_memory(broker: FakeBroker) -> None:
+    async def later(message: Message) -> Outcome:
+        if len(inbox.messages) > 10:
+            await asyncio.get_running_loop().create_future()
+        return Accepted(message.id)
+
+    host = FakeHost()
+    inbox = Inbox(host, later)
+    run = asyncio.create_task((await consuming(broker, prefetch=5)).run(host, inbox, lambda: None))
+    await broker.consumed.wait()
+    for number in range(10):
+        broker.deliver(b"kept")
+        await until(lambda number=number: len(broker.settled) == number + 1)  # type: ignore[misc]
+    for _ in range(1000):
+        broker.deliver(b"flood")
+    with pytest.raises(PeerError, match="the broker sends far more than the prefetch"):
+        await asyncio.wait_for(run, 5)
+    assert len(inbox.messages) <= 15
 
 
 async def test_frames_cut_at_every_byte_are_the_same_frames(broker: FakeBroker) -> None:
