@@ -124,6 +124,9 @@ class _Bulk:
         if not wanted.all and all(getattr(wanted, name) is None for name in FILTERS):
             text = f'expected a filter ({", ".join(FILTERS)}), or "all": true for all dead letters'
             raise Problem(422, "invalid", text)
+        for name in FILTERS:
+            if getattr(wanted, name) == "":  # a script's variable that is not set would mean every dead letter
+                raise Problem(422, "invalid", f"{name}: expected a text, got an empty one; leave it out, or say it")
         self._skipped: Counter[str] = Counter()
         clock = control.services.clock
         until_s = moment("until", wanted.until, clock)

@@ -93,8 +93,9 @@ def replay(
     """Send dead letters again: these ids, or all that match the filters."""
     wanted = {"route": route, "reason": reason, "since": since, "until": until, "q": q}
     _check_choice(ids, wanted, everything=everything)
-    if body is not None and len(ids or []) != 1:
-        raise typer.BadParameter("expected exactly one ID with --body", param_hint="--body")
+    for option, given in (("--body", body), ("--content-type", content_type)):
+        if given is not None and len(ids or []) != 1:
+            raise typer.BadParameter(f"expected exactly one ID with {option}", param_hint=option)
     api = connected(config, url, token_file)
     if not ids:
         bulk = api.post(

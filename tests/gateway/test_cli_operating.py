@@ -289,6 +289,15 @@ def test_a_body_is_for_one_message(ask: Asked) -> None:
     assert "expected exactly one ID with --body" in ask.told
 
 
+def test_a_content_type_is_for_one_message_and_never_left_out_of_a_replay_by_filter(ask: Asked) -> None:
+    id_ = dead(ask)
+    for which in (["--route", "orders"], ["--all"], [id_, id_]):
+        ask("dead", "replay", *which, "--content-type", "text/plain", ends=2)
+        assert "expected exactly one ID with --content-type" in ask.told
+    assert id_ in ask("dead", "list")
+    ask("dead", "discard", id_)
+
+
 def test_routes_are_listed_with_what_they_do(ask: Asked) -> None:
     rows = {line.split()[0]: line for line in ask("routes").splitlines()[1:]}
     assert set(rows) == {"orders", "asked", "answering", "plant"}

@@ -334,7 +334,15 @@ async def test_dead_letters_of_routes_that_are_gone_stay_and_are_counted(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "body", [{"all": True, "rate": "fast"}, {"q": "x", "rate": "0/s"}, {"rout": "x"}, {"since": "soon"}]
+    "body",
+    [
+        {"all": True, "rate": "fast"},
+        {"q": "x", "rate": "0/s"},
+        {"rout": "x"},
+        {"since": "soon"},
+        {"q": ""},
+        {"route": "orders", "correlation_id": ""},
+    ],
 )
 async def test_a_wrong_bulk_is_refused_and_changes_nothing(tmp_path: Path, body: dict[str, Any]) -> None:
     async with desk(tmp_path) as here:
