@@ -10,6 +10,7 @@ import typer
 from gateway.commands.client import Api, ConfigOption, TokenOption, UrlOption, connected
 from gateway.commands.files import content_type_of, read_body
 from gateway.commands.operating import (
+    CorrelationOption,
     CursorOption,
     IdArgument,
     LimitOption,
@@ -44,6 +45,7 @@ def list_(
     since: SinceOption = None,
     until: UntilOption = None,
     q: TextOption = None,
+    correlation_id: CorrelationOption = None,
     limit: LimitOption = 50,
     cursor: CursorOption = None,
     config: ConfigOption = ROUTES,
@@ -52,7 +54,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, newest first, each with its reason."""
-    query = {"status": "dead", "route": route, "reason": reason, "since": since, "until": until, "q": q}
+    query = {"status": "dead", **_wanted(route, reason, since, until, q, correlation_id)}
     say_messages(connected(config, url, token_file), query, limit, cursor, as_json=as_json)
 
 
@@ -83,6 +85,7 @@ def replay(
     since: SinceOption = None,
     until: UntilOption = None,
     q: TextOption = None,
+    correlation_id: CorrelationOption = None,
     everything: AllOption = False,
     rate: RateOption = None,
     config: ConfigOption = ROUTES,
@@ -91,7 +94,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Send dead letters again: these ids, or all that match the filters."""
-    wanted = {"route": route, "reason": reason, "since": since, "until": until, "q": q}
+    wanted = _wanted(route, reason, since, until, q, correlation_id)
     _check_choice(ids, wanted, everything=everything)
     for option, given in (("--body", body), ("--content-type", content_type)):
         if given is not None and len(ids or []) != 1:
@@ -118,6 +121,7 @@ def discard(
     since: SinceOption = None,
     until: UntilOption = None,
     q: TextOption = None,
+    correlation_id: CorrelationOption = None,
     everything: AllOption = False,
     rate: RateOption = None,
     config: ConfigOption = ROUTES,
@@ -126,7 +130,7 @@ def discard(
     as_json: JsonOption = False,
 ) -> None:
     """Discard dead letters: these ids, or all that match the filters. They are kept until retention removes them."""
-    wanted = {"route": route, "reason": reason, "since": since, "until": until, "q": q}
+    wanted = _wanted(route, reason, since, until, q, correlation_id)
     _check_choice(ids, wanted, everything=everything)
     api = connected(config, url, token_file)
     if not ids:
@@ -136,6 +140,18 @@ def discard(
         _say_bulk(api, "discarded", bulk, route, as_json=as_json)
         return
     _each(api, ids, lambda path: api.call("DELETE", path).json(), "discarded", as_json=as_json)
+
+
+def _wanted(
+    route: str | None,
+    reason: str | None,
+    since: str | None,
+    until: str | None,
+    q: str | None,
+    correlation_id: str | None,
+) -> dict[str, str | None]:
+    given = {"route": route, "reason": reason, "since": since, "until": until, "q": q}
+    return given | {"correlation_id": correlation_id}
 
 
 def _check_choice(ids: list[str] | None, wanted: dict[str, Any], *, everything: bool) -> None:

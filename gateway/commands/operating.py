@@ -22,6 +22,7 @@ UntilOption = Annotated[str | None, typer.Option("--until", help="Only until the
 TextOption = Annotated[
     str | None, typer.Option("--q", help="Only with this text in id, key, subject, type or headers.")
 ]
+CorrelationOption = Annotated[str | None, typer.Option("--correlation-id", help="Only of this conversation.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=500, help="How many, at most.")]
 CursorOption = Annotated[str | None, typer.Option("--cursor", help="Where the page before this one ended.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The id of the message.")]
@@ -81,7 +82,7 @@ def messages(
     since: SinceOption = None,
     until: UntilOption = None,
     q: TextOption = None,
-    correlation_id: Annotated[str | None, typer.Option(help="Only of this conversation.")] = None,
+    correlation_id: CorrelationOption = None,
     limit: LimitOption = 50,
     cursor: CursorOption = None,
     config: ConfigOption = ROUTES,

@@ -270,6 +270,25 @@ def test_dead_letters_are_replayed_and_discarded_by_filter(ask: Asked) -> None:
     assert id_ not in ask("dead", "list")
 
 
+def test_dead_letters_of_one_conversation_are_found_and_handled_together(ask: Asked) -> None:
+    def event(conversation: str) -> str:
+        return json.dumps(
+            {"specversion": "1.0", "id": conversation, "source": "/shop", "type": "order", "data": {"id": "D"}}
+            | {"correlationid": conversation}
+        )
+
+    box(ask.name).failing = MessageError("the shop is closed")
+    as_event = ("--content-type", "application/cloudevents+json")
+    ours, other = (ask.sent(event(conversation), *as_event, ends=1) for conversation in ("ours", "other"))
+    box(ask.name).failing = None
+    chosen = ("--correlation-id", "ours")
+    assert [row["id"] for row in ask.json("dead", "list", *chosen)["messages"]] == [ours]
+    assert ask("dead", "replay", *chosen) == "replayed 1\n"
+    ask("dead", "discard", "--correlation-id", "other")
+    assert ask.json("show", other)["status"] == "discarded"
+    assert ask.json("show", ours)["status"] in ("pending", "delivered")
+
+
 def test_one_id_that_fails_leaves_the_others_theirs(ask: Asked) -> None:
     id_ = dead(ask)
     assert ask("dead", "discard", "nothing", id_, ends=1) == f"discarded {id_}\n"
