@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.commands.output import printable
 from gateway.errors import ConfigError, PeerError
 
 if TYPE_CHECKING:
@@ -43,11 +44,22 @@ class Api:
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         """The JSON of an answer. Parameters that are None are left out."""
-        return self.call("GET", path, query).json()
+        return self._json(self.call("GET", path, query))
 
     def post(self, path: str, value: Any = None, *, timeout_s: float | None = TIMEOUT_S) -> Any:
         """Posts JSON, gives the JSON of the answer. timeout_s: None waits as long as it takes."""
-        return self.call("POST", path, json=value or {}, timeout=timeout_s).json()
+        return self._json(self.call("POST", path, json=value or {}, timeout=timeout_s))
+
+    def delete(self, path: str) -> Any:
+        """Deletes, gives the JSON of the answer."""
+        return self._json(self.call("DELETE", path))
+
+    def content(self, path: str, query: Mapping[str, Any] | None = None) -> bytes:
+        """The bytes of a body that is kept there."""
+        response = self.call("GET", path, query)
+        if not response.headers.get("content-disposition", "").startswith("attachment"):
+            raise self._stranger(response)
+        return response.content
 
     def call(self, method: str, path: str, query: Mapping[str, Any] | None = None, **more: Any) -> httpx2.Response:
         """An answer that is not a problem."""
@@ -72,6 +84,8 @@ class Api:
             if response.is_error:
                 response.read()
             self._check(response)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise self._stranger(response)
             yield response.iter_lines()
 
     @contextmanager
@@ -93,6 +107,19 @@ class Api:
         if response.headers.get("content-type", "").startswith("application/problem+json"):
             problem = response.json()
             raise PeerError(str(problem.get("detail") or problem.get("title")))
+
+    def _json(self, response: httpx2.Response) -> Any:
+        if response.is_error or response.headers.get("content-type") != "application/json":
+            raise self._stranger(response)
+        return response.json()
+
+    def _stranger(self, response: httpx2.Response) -> PeerError:
+        """What answers there is no API of a gateway, whose errors are all problems."""
+        kind = response.headers.get("content-type", "no content type")
+        return PeerError(
+            f"{self.url} answers, but not as a gateway's API does: {response.status_code}, {printable(kind)}; "
+            "look at gateway.api.listen, or --url"
+        )
 
 
 def receipt(response: httpx2.Response) -> dict[str, Any] | None:

@@ -139,7 +139,7 @@ def discard(
         )
         _say_bulk(api, "discarded", bulk, route, as_json=as_json)
         return
-    _each(api, ids, lambda path: api.call("DELETE", path).json(), "discarded", as_json=as_json)
+    _each(api, ids, api.delete, "discarded", as_json=as_json)
 
 
 def _wanted(

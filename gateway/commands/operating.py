@@ -151,7 +151,7 @@ def show(
     api = connected(config, url, token_file)
     path = f"/api/v1/messages/{path_part(id_)}"
     if body or target is not None:
-        sys.stdout.buffer.write(api.call("GET", f"{path}/body", {"target": target}).content)
+        sys.stdout.buffer.write(api.content(f"{path}/body", {"target": target}))
         sys.stdout.buffer.flush()
         return
     found = api.get(path)
