@@ -63,6 +63,7 @@ class App:
                 await self._stop_routes(0)
                 raise
             self.phase = "running"
+            self._warn_of_stranded()
 
     async def _until_opened(self) -> None:
         """Waits a moment for targets to open; those that are away do not hold it up."""
@@ -107,9 +108,23 @@ class App:
             self.services.observed.reloads["good"] += 1
             if done:
                 log.info("configuration changed", extra={"routes": done})
+                self._warn_of_stranded()
             else:
                 log.debug("configuration read again, nothing changed")
             return done
+
+    def _warn_of_stranded(self) -> None:
+        """Names what was acknowledged and is delivered by no route now: nobody else would miss it."""
+        for name, states in self.services.journal.counts().items():
+            count = states.get("stored", 0) + states.get("pending", 0)
+            route = self.routes.get(name)
+            if count and (route is None or route.delivering is None):
+                why = "there is no such route any more" if route is None else "the route stores nothing any more"
+                todo = "put the route back as it was, or discard them"
+                log.warning(
+                    "pending messages without a route",
+                    extra={"route": name, "count": count, "reason": f"{why}; {todo}"},
+                )
 
     async def pause(self, name: str) -> None:
         """Pauses a route (see `Route.pause`), also after a restart. Returns once nothing is being sent any more.

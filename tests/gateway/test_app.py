@@ -240,6 +240,41 @@ async def test_a_new_route_may_take_the_address_that_another_leaves(desk: Desk) 
             writer.close()
 
 
+async def test_pending_messages_that_no_route_delivers_are_warned_of(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = route("a").replace("ack: delivered", "ack: stored")
+
+    def warned() -> list[tuple[Any, ...]]:
+        found = [record for record in caplog.records if record.getMessage() == "pending messages without a route"]
+        told = [(record.__dict__["route"], record.__dict__["count"], record.__dict__["reason"]) for record in found]
+        caplog.clear()
+        return told
+
+    desk.write(stored + route("b"))
+    async with desk.running() as app:
+        await app.pause("a")
+        assert isinstance(await fed("a", 1), Accepted)
+        assert warned() == []
+        desk.write(stored + route("c"))
+        await app.reload()
+        assert warned() == []
+        desk.write(route("a") + route("c"))
+        await app.reload()
+        todo = "put the route back as it was, or discard them"
+        assert warned() == [("a", 1, f"the route stores nothing any more; {todo}")]
+        desk.write(route("c"))
+        await app.reload()
+        assert warned() == [("a", 1, f"there is no such route any more; {todo}")]
+    async with desk.running() as app:
+        assert warned() == [("a", 1, f"there is no such route any more; {todo}")]
+        desk.write(stored + route("c"))
+        await app.reload()
+        assert warned() == []
+        await app.resume("a")
+        await until(lambda: desk.journal.counts()["a"].get("delivered") == 1)
+
+
 async def test_reloads_wait_for_each_other(desk: Desk) -> None:
     desk.write(route("a"))
     async with desk.running() as app:
