@@ -34,6 +34,8 @@ STATUSES: Sequence[str] = (
     "dead",
     "discarded",
 )
+DAMAGED = "damaged"
+"""The kind of reason that a journal gives for a record that is not as it was written."""
 _LARGEST_EDIT = size("96MiB")
 """The largest body that a route may take (64 MiB), written as JSON text."""
 
@@ -197,6 +199,7 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
     if route.delivering is None:
         if row.state != "dead":
             raise Problem(409, "not_final", f"the message is {status_of(row)}: only a dead one can be sent again here")
+        _check_intact(detail)
         again = detail.message.replace(since=journal.now(), expires_at_s=None)
         outcome = await route.take(again, answers=True, type_=TYPE)
         check_accepted(outcome)
@@ -209,6 +212,13 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
         text = "nothing is to be sent again" if target is None else f"nothing of it was for the target {target}"
         raise Problem(409, "nothing_to_replay", text)
     poke(route)
+
+
+def _check_intact(detail: Detail) -> None:
+    """What the disk changed is not sent as what came."""
+    if detail.row.reason is not None and detail.row.reason.kind == DAMAGED:
+        text = f"{detail.row.reason.text}; send it edited, with the body as it should be, or discard it"
+        raise Problem(409, "damaged", text)
 
 
 def check_accepted(outcome: Outcome) -> None:
@@ -235,6 +245,8 @@ def let_go(route: Route | None, ids: Sequence[str]) -> None:
 async def _replay_edited(control: Control, route: Route, detail: Detail, wanted: Replay, caller: Caller) -> Response:
     if wanted.target is not None:
         raise Problem(422, "invalid", "target: an edited message is a new one and goes to all targets; leave it out")
+    if wanted.body is None:
+        _check_intact(detail)
     old = detail.message
     edited = old.body if wanted.body is None else _bytes(wanted.body)
     message = old.with_body(edited, wanted.content_type).replace(
