@@ -30,6 +30,8 @@ WINDOW_S = 86_400.0
 """How long an `Idempotency-Key` is remembered."""
 MOST_WAIT_S = 300.0
 _MOST_KEY = 255
+_REQUEST = "idempotent_request"
+"""Under this name a message that came with a key keeps in its context which request it was."""
 _FIRST_LOOK_S, _MOST_LOOK_S = 0.01, 0.25
 _SETTLED = FINAL
 # Of a request, these are between the client and this API; they are no part of the message.
@@ -158,13 +160,16 @@ async def _identified(control: Control, route: Route, message: Message, key: str
     if not 1 <= len(key) <= _MOST_KEY:
         raise Problem(422, "invalid", f"Idempotency-Key: expected 1 to {_MOST_KEY} characters, got {len(key)}")
     journal = control.services.journal
+    message = message.replace(context={_REQUEST: digest})
     kept = await journal.remember(f"rest:{route.name}", key, f"{message.id} {digest}", WINDOW_S)
-    kept_id, _, kept_digest = kept.partition(" ")
+    kept_id, _, first_digest = kept.partition(" ")
     if kept_id == message.id:
         return message, False
-    if await journal.find(kept_id) is None:
+    stored = await journal.find(kept_id)
+    if stored is None:
         return message.replace(id=kept_id), False
-    if kept_digest != digest:
+    # what is stored need not be what came first: that may have been refused, which left the key free
+    if stored.message.context.get(_REQUEST, first_digest) != digest:
         detail = "this Idempotency-Key came with another message before; use a new key for each message"
         raise Problem(422, "idempotency_key_reused", detail, id=kept_id)
     return message.replace(id=kept_id), True

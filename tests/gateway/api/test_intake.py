@@ -259,6 +259,18 @@ async def test_a_key_whose_message_was_never_stored_is_no_promise(tmp_path: Path
         assert good.json()["id"] in here.journal.records
 
 
+async def test_a_key_whose_first_message_was_refused_is_that_of_the_one_that_was_stored(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        assert (await keyed(here, {"wrong": 1})).status_code == 422
+        good = await keyed(here, {"id": 1})
+        again = await keyed(here, {"id": 1})
+        assert (again.status_code, again.json()) == (202, good.json())
+        assert again.headers["idempotent-replayed"] == "true"
+        refused = await keyed(here, {"wrong": 1})
+        assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_key_reused")
+        assert len(here.journal.records) == 1
+
+
 async def test_a_key_that_comes_with_another_body_is_refused(tmp_path: Path) -> None:
     async with desk(tmp_path) as here:
         first = await keyed(here, {"id": 1})
