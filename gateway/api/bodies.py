@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from gateway.ports import Clock
 from gateway.units import duration, shown_size
 
 T = TypeVar("T")
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`")
 
 BODY_S = 60.0
 """How long a body may take to arrive."""
@@ -73,13 +76,21 @@ async def read_json(request: Request, shape: type[T], limit: int = SMALL) -> T:
     try:
         return msgspec.json.decode(body or b"{}", type=shape)
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid", _lower(str(error))) from None
+        raise Problem(422, "invalid", _told(str(error), shape)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(400, "malformed", "the body is no JSON") from None
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _told(text: str, shape: type) -> str:
+    """What does not fit the shape, in our words: msgspec names no member that there is, and the place last."""
+    unknown = _UNKNOWN.match(text)
+    if unknown is not None:
+        known = [field.encode_name for field in msgspec.structs.fields(shape)]
+        hint = did_you_mean(unknown[1], known) or f"; there are: {', '.join(known)}"
+        return f'unknown member "{unknown[1]:.40}"{hint}'
+    said, _, place = text.partition(" - at `$.")
+    said = said[:1].lower() + said[1:].replace("`", "")
+    return f"{place[:-1]}: {said}" if place else said
 
 
 def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

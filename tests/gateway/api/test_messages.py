@@ -185,9 +185,10 @@ async def test_an_edited_body_that_no_longer_passes_is_refused_and_nothing_is_st
     [
         ({"target": "ledgre"}, 422, "did you mean ledger?"),
         ({"target": "ledger", "body": "{}"}, 422, "new one"),
-        ({"traget": "ledger"}, 422, "traget"),
-        ([], 422, "expected"),
-        ({"body": 7}, 422, "expected"),
+        ({"traget": "ledger"}, 422, 'unknown member "traget"; did you mean target?'),
+        ({"xyz": 1}, 422, 'unknown member "xyz"; there are: target, body, content_type'),
+        ([], 422, "expected object, got array"),
+        ({"body": 7}, 422, "body: expected str | object | array | null, got int"),
     ],
 )
 async def test_a_wrong_replay_is_refused_and_changes_nothing(tmp_path: Path, body: Any, status: int, said: str) -> None:
