@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from msgspec import Struct
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Refusal
 from gateway.message import Message
 
 State = Literal["stored", "pending", "delivered", "filtered", "expired", "dead", "discarded"]
 FINAL: frozenset[State] = frozenset({"delivered", "filtered", "expired", "dead", "discarded"})
 DeliveryState = Literal["pending", "delivered", "filtered", "expired", "dead", "discarded"]
+REASONS: Sequence[str] = (*get_args(Refusal), "unmatched", "retries", "expired", "poison", "damaged")
+"""The kinds of reasons."""
 
 
 class JournalFullError(GatewayError):
@@ -34,7 +36,7 @@ class Reason(Struct, frozen=True):
     """Why a message or a delivery is where it is."""
 
     kind: str
-    """`refused`, `malformed`, `unmatched`, `retries` (attempts or age used up), `internal`, `poison` …"""
+    """One of `REASONS`: `retries` when attempts or age are used up, what refused it, or what happened to it."""
     text: str
     place: str | None = None
     """The step, target or accept check, such as `steps.2.map` or `ledger`."""

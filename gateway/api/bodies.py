@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -110,6 +111,17 @@ def only(request: Request, *names: str) -> None:
             raise Problem(422, "invalid", f'unknown parameter "{name:.40}"{hint}')
         if len(request.query_params.getlist(name)) > 1:
             raise Problem(422, "invalid", f"the parameter {name} is there twice; send it once")
+
+
+def one_of(name: str, text: str | None, known: Sequence[str]) -> None:
+    """Makes sure that it is one of these, if it is given: what was written wrong would find nothing.
+
+    Raises:
+        Problem: 422.
+    """
+    if text is not None and text not in known:
+        hint = did_you_mean(text, known) or f"; there are: {', '.join(known)}"
+        raise Problem(422, "invalid", f'{name}: unknown "{text:.40}"{hint}')
 
 
 def moment(name: str, text: str | None, clock: Clock) -> float | None:

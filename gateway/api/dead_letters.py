@@ -10,12 +10,12 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from gateway.api.access import OPERATE, Caller, Calling
-from gateway.api.bodies import answer, moment, only, read_json
+from gateway.api.bodies import answer, moment, one_of, only, read_json
 from gateway.api.control import Control, Running
 from gateway.api.messages import let_go, poke, replay_one
 from gateway.api.problems import Problem
 from gateway.failpoints import failpoint
-from gateway.journal import Filter
+from gateway.journal import REASONS, Filter
 from gateway.route import Route
 from gateway.units import rate
 
@@ -127,6 +127,7 @@ class _Bulk:
         for name in FILTERS:
             if getattr(wanted, name) == "":  # a script's variable that is not set would mean every dead letter
                 raise Problem(422, "invalid", f"{name}: expected a text, got an empty one; leave it out, or say it")
+        one_of("reason", wanted.reason, REASONS)
         self._skipped: Counter[str] = Counter()
         clock = control.services.clock
         until_s = moment("until", wanted.until, clock)

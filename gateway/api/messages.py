@@ -10,13 +10,13 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from gateway.api.access import OPERATE, READ, Caller, Calling
-from gateway.api.bodies import answer, moment, only, read_json
+from gateway.api.bodies import answer, moment, one_of, only, read_json
 from gateway.api.control import Control, Running, route_named
 from gateway.api.intake import TYPE, answered, header_text
 from gateway.api.problems import Problem, deferral, refusal
 from gateway.api.shapes import as_detail, as_row, status_of
 from gateway.documents import did_you_mean
-from gateway.journal import FINAL, Detail, Filter
+from gateway.journal import FINAL, REASONS, Detail, Filter
 from gateway.message import Accepted, Deferred, Message, Outcome, Refused, new_id
 from gateway.route import Route
 from gateway.settings import size
@@ -59,9 +59,8 @@ async def listed(
     A page whose search takes long ends early, with fewer messages or none, and `next`.
     """
     only(request, "route", "status", "reason", "since", "until", "q", "correlation_id", "cursor", "limit")
-    if status is not None and status not in STATUSES:
-        hint = did_you_mean(status, STATUSES) or f"; there are: {', '.join(STATUSES)}"
-        raise Problem(422, "invalid", f'status: unknown "{status:.40}"{hint}')
+    one_of("status", status, STATUSES)
+    one_of("reason", reason, REASONS)
     if not 1 <= limit <= MOST:
         raise Problem(422, "invalid", f"limit: expected 1 to {MOST}, got {limit}")
     clock = control.services.clock

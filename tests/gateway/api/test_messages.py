@@ -77,6 +77,7 @@ async def test_a_page_may_be_empty_and_go_on(tmp_path: Path, monkeypatch: pytest
     ("query", "said"),
     [
         ("status=ded", "did you mean dead?"),
+        ("reason=refusd", "did you mean refused?"),
         ("stauts=dead", "did you mean status?"),
         ("since=yesterday", "expected a time such as"),
         ("since=2026-11-21T02:34:41", "expected a time such as"),
@@ -341,6 +342,7 @@ async def test_dead_letters_of_routes_that_are_gone_stay_and_are_counted(tmp_pat
         {"q": "x", "rate": "0/s"},
         {"rout": "x"},
         {"since": "soon"},
+        {"reason": "refusd"},
         {"q": ""},
         {"route": "orders", "correlation_id": ""},
     ],
