@@ -27,6 +27,7 @@ log = logging.getLogger("gateway.app")
 
 OPENED_S = 1.0
 """How long a start waits for targets to open."""
+_PAUSED = "an operator paused it before this start; nothing is delivered until it is resumed"
 
 
 class App:
@@ -63,6 +64,9 @@ class App:
                 await self._stop_routes(0)
                 raise
             self.phase = "running"
+            for route in self.routes.values():
+                if route.paused:
+                    log.warning("still paused", extra={"route": route.name, "reason": _PAUSED})
             self._warn_of_stranded()
 
     async def _until_opened(self) -> None:

@@ -421,7 +421,10 @@ class Delivering:
             reason = Reason("poison", _poison(item.claims), delivery.target, INTERNAL)
         else:
             known = ", ".join(target.name for target in self._inside.targets)
-            text = f"the route has no target called {delivery.target} any more; it has {known}"
+            text = (
+                f"the route has no target called {delivery.target} any more; it has {known}: give one of them this "
+                "name and replay it, or replay it edited, as a new message"
+            )
             reason = Reason("refused", text, delivery.target)
         child = delivery.message.id
         self._inside.dead_letters.note(child, reason.kind, reason.text, reason.place)

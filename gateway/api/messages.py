@@ -208,7 +208,10 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
     if not await journal.replay([row.id], target, caller.shown):
         if row.state not in FINAL:
             raise Problem(409, "not_final", "the message is pending: it is on its way already")
-        text = "nothing is to be sent again" if target is None else f"nothing of it was for the target {target}"
+        text = "nothing is to be sent again"
+        if target is not None:
+            were = ", ".join(dict.fromkeys(delivery.target for delivery in detail.deliveries))
+            text = f"nothing of it was for the target {target}" + (f"; it was for {were}" if were else "")
         raise Problem(409, "nothing_to_replay", text)
     poke(route)
 

@@ -74,13 +74,17 @@ async def test_reloads_under_traffic_lose_nothing_and_send_nothing_twice(file: P
     assert delivered() == Counter(range(800))
 
 
-async def test_what_was_kept_through_a_pause_and_a_restart_is_delivered_after_the_resume(file: Path) -> None:
+async def test_what_was_kept_through_a_pause_and_a_restart_is_delivered_after_the_resume(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with running(load(file)) as app:
         await app.pause("orders")
         await sending(app, 0, 50)
         assert not delivered()
     async with running(load(file)) as app:
         assert app.routes["orders"].paused
+        (told,) = [record for record in caplog.records if record.getMessage() == "still paused"]
+        assert (told.levelname, told.__dict__["route"]) == ("WARNING", "orders")
         assert app.services.journal.counts()["orders"]["stored"] == 50
         await app.resume("orders")
         await until(lambda: sum(delivered().values()) == 50)

@@ -129,3 +129,22 @@ async def test_a_message_that_dies_while_its_route_is_paused_can_wait_for_the_re
         assert (await here.get(f"/messages/{dead['id']}"))["status"] == "pending"
         await here.client.post("/api/v1/routes/orders/resume")
         await until(lambda: here.journal.records[dead["id"]].state == "delivered")
+
+
+async def test_what_waits_for_a_target_that_is_renamed_is_dead_and_says_what_to_do(tmp_path: Path) -> None:
+    yaml = ROUTES.replace("attempts: 1}", "attempts: 99, first_wait: 1s, max_wait: 1s}")
+    async with desk(tmp_path, yaml) as here:
+        box("ledger").failing = PeerError("away")
+        waits = (await here.post("orders", {"id": 1})).json()["id"]
+        await until(lambda: here.journal.records[waits].state == "pending")
+        (tmp_path / "routes.yaml").write_text(yaml.replace("name: ledger,", "name: books,"))
+        await here.app.reload()
+        await until(lambda: here.journal.records[waits].state == "dead")
+        shown = await here.get(f"/messages/{waits}")
+        assert shown["reason"]["text"] == (
+            "the route has no target called ledger any more; it has books: give one of them this name and replay it, "
+            "or replay it edited, as a new message"
+        )
+        answer = await here.client.post(f"/api/v1/messages/{waits}/replay", json={"target": "books"})
+        assert answer.status_code == 409
+        assert answer.json()["detail"] == "nothing of it was for the target books; it was for ledger"
