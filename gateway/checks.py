@@ -25,6 +25,7 @@ def cross_checks(routes: Mapping[str, Route]) -> Iterator[Finding]:
         yield from _names(route, at)
         yield from _accept(route, at)
         yield from _acknowledgement(route, at)
+        yield from _dead_letter(route, at)
     yield from _claims(routes)
     yield from _channels(routes)
 
@@ -66,7 +67,7 @@ def _acknowledgement(route: Route, at: Loc) -> Iterator[Finding]:
         yield (*at, "order_by"), f"it needs ack: stored, got ack: {route.ack}; order is kept by the journal"
     if route.ack != "stored":
         for place, target in _targets(route, at):
-            if "retry" in target.model_fields_set:
+            if "retry" in target.model_fields_set and target is not route.dead_letter:
                 yield (
                     (*place, "retry"),
                     f"it needs ack: stored, got ack: {route.ack}: without the journal the sender tries again, not we",
@@ -88,6 +89,18 @@ def _acknowledgement(route: Route, at: Loc) -> Iterator[Finding]:
         for place, step in steps_of(route, at):
             if isinstance(step, Split) and step.join is None:
                 yield place, "ack: reply needs a split with join: list; otherwise nobody knows whose reply counts"
+
+
+def _dead_letter(route: Route, at: Loc) -> Iterator[Finding]:
+    """What would be said of the target for dead letters in vain."""
+    given = set() if route.dead_letter is None else route.dead_letter.model_fields_set
+    for key in ("when", "retry"):
+        if key in given:
+            yield (
+                (*at, "dead_letter", key),
+                f"a target for dead letters has no {key}: it gets each one once, and the gateway keeps what it does "
+                "not take; remove it",
+            )
 
 
 def components_of(route: Route, at: Loc) -> Iterator[tuple[Loc, Any]]:

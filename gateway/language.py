@@ -120,11 +120,14 @@ class Route(Settings):
     expire_after: Duration | None = Field(None, description="after this time since receipt it is not sent any more")
     priority: Expression | None = Field(None, description="0 (normal) to 9: higher ones leave the journal first")
     dead_letter: Annotated[Target | None, BeforeValidator(lambda value: None if value == "store" else value)] = Field(
-        None, description="`store` keeps dead letters to browse, fix and replay; or a target that must accept them"
+        None,
+        description="`store` keeps dead letters to browse, fix and replay; or a target, which gets each one once: what "
+        "it does not take is kept as with `store`",
     )
     history: Literal["full", "hops", "off"] = Field(
         "hops",
-        description="what is recorded of each message: bodies before and after each step, the steps only, nothing",
+        description="what is recorded of each message: bodies before and after each step, the steps only, neither; "
+        "attempts are always recorded",
     )
     limits: Limits = Field(Limits(), description="limits of this route, where they differ from the gateway's")
 

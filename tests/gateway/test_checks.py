@@ -43,6 +43,7 @@ FINE = [
     "ack: reply\nmatch: first\nto: [{probe: {}, when: body.a}, {probe: {}, name: b}]",
     "ack: reply\nsteps: [{split: {each: body, join: list}}]",
     "to: {probe: {}, retry: {attempts: 3}}",
+    "dead_letter: {probe: {}, name: dead, circuit: {failures: 2}, steps: [{set: {type: dead}}]}",
 ]
 
 
@@ -99,6 +100,16 @@ WRONG = [
     (
         "to: {channel: nowhere}",
         'nobody reads the channel "nowhere"; give a route from: {channel: nowhere}, or use drop',
+    ),
+    (
+        "dead_letter: {probe: {}, name: dead, retry: {attempts: 3}}",
+        "routes.r.dead_letter.retry: a target for dead letters has no retry: it gets each one once, and the gateway "
+        "keeps what it does not take; remove it",
+    ),
+    (
+        "ack: delivered\ndead_letter: {probe: {}, name: dead, when: body.a}",
+        "routes.r.dead_letter.when: a target for dead letters has no when: it gets each one once, and the gateway "
+        "keeps what it does not take; remove it",
     ),
     (
         "steps: [{tap: {channel: nowhere}}]",
