@@ -79,6 +79,8 @@ async def replay(request: Request, control: Running, caller: Calling) -> Respons
             if done < len(ids):
                 bulk.skip("nothing_to_replay", len(ids) - done)
             failpoint("replay.bulk")
+            if running.paused and done:
+                bulk.paused.add(route)
             poke(running)
 
     return await bulk.run("replayed", replayed)
@@ -120,6 +122,11 @@ class _Bulk:
         self.control = control
         self.caller = caller
         self.done = 0
+        self.paused: set[str] = set()
+        """Routes that keep what was replayed until they are resumed."""
+        self._wanted = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value}
+        if wanted.q is not None:
+            self._wanted["q"] = "(hidden)"  # what people search for may be of the messages, and no thing for a log
         self._request = request
         if not wanted.all and all(getattr(wanted, name) is None for name in FILTERS):
             text = f'expected a filter ({", ".join(FILTERS)}), or "all": true for all dead letters'
@@ -160,8 +167,10 @@ class _Bulk:
                 stopped = True
                 break
             await act(route, ids)
-        log.info(word, extra={"count": self.done, "skipped": dict(self._skipped), "by": self.caller.shown})
-        return answer({word: self.done, "skipped": dict(self._skipped), "more": more or stopped})
+        told = {"count": self.done, "skipped": dict(self._skipped), "wanted": self._wanted, "by": self.caller.shown}
+        log.info(word, extra=told)
+        paused = {"paused": sorted(self.paused)} if self.paused else {}
+        return answer({word: self.done, "skipped": dict(self._skipped), "more": more or stopped, **paused})
 
     async def _chosen(self) -> tuple[list[Chosen], bool]:
         """What matches now, oldest first: a message that dies again while we work is not sent twice."""

@@ -212,6 +212,8 @@ def _say_bulk(api: Api, word: str, told: dict[str, Any], route: str | None, *, a
         say_json(told)
         return
     say(f"{word} {told[word]}")
+    if "paused" in told:
+        say(f"sent once they are resumed: {', '.join(told['paused'])}")
     for code, count in told["skipped"].items():
         say(f"left {count}: {code}")
     if told["more"]:

@@ -260,6 +260,23 @@ def test_a_dead_letter_of_a_paused_route_is_sent_once_it_is_resumed(ask: Asked) 
     assert ask.json("show", id_)["status"] == "delivered"
 
 
+def test_what_is_replayed_by_filter_on_a_paused_route_says_that_it_waits(
+    ask: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask("dead", "discard", "--all")
+    id_ = dead(ask)
+    ask("routes", "pause", "orders")
+    caplog.set_level("INFO", "gateway.api")
+    assert ask("dead", "replay", "--route", "orders", "--q", id_) == "replayed 1\nsent once they are resumed: orders\n"
+    assert ask("dead", "replay", "--route", "orders") == "replayed 0\n"
+    told = [record.__dict__["wanted"] for record in caplog.records if record.getMessage() == "replayed"]
+    assert told == [
+        {"route": "orders", "q": "(hidden)", "rate": "1000/s"},
+        {"route": "orders", "rate": "1000/s"},
+    ]
+    ask("routes", "resume", "orders")
+
+
 def test_dead_letters_are_replayed_and_discarded_by_filter(ask: Asked) -> None:
     for body in ('{"id": "x1"}', '{"id": "x2"}', '{"id": "x3"}'):
         dead(ask, body)
