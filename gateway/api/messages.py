@@ -199,6 +199,8 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
         if row.state != "dead":
             raise Problem(409, "not_final", f"the message is {status_of(row)}: only a dead one can be sent again here")
         _check_intact(detail)
+        if route.paused:
+            raise Problem(503, "paused", f"route {route.name} is paused; resume it first", retry_after_s=5)
         again = detail.message.replace(since=journal.now(), expires_at_s=None)
         outcome = await route.take(again, answers=True, type_=TYPE)
         check_accepted(outcome)

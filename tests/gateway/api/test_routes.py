@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapters.memory import box
-from gateway import PeerError
+from gateway import Message, PeerError
+from gateway.journal import Reason
 from gateway.testing import until
 from tests.gateway.api.desk import ROUTES, desk
 
@@ -148,3 +149,17 @@ async def test_what_waits_for_a_target_that_is_renamed_is_dead_and_says_what_to_
         answer = await here.client.post(f"/api/v1/messages/{waits}/replay", json={"target": "books"})
         assert answer.status_code == 409
         assert answer.json()["detail"] == "nothing of it was for the target books; it was for ledger"
+
+
+async def test_a_replay_on_a_paused_route_that_stores_nothing_says_that_it_is_paused(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        dead = Message(raw=b'{"id": 9}')
+        await here.journal.bury("passes", dead, Reason("refused", "no"))
+        await here.app.pause("passes")
+        answer = await here.client.post(f"/api/v1/messages/{dead.id}/replay")
+        assert (answer.status_code, answer.json()["code"]) == (503, "paused")
+        assert answer.json()["detail"] == "route passes is paused; resume it first"
+        bulk = await here.client.post("/api/v1/dead-letters/replay", json={"all": True})
+        assert bulk.json() == {"replayed": 0, "skipped": {"paused": 1}, "more": False}
+        await here.app.resume("passes")
+        assert (await here.client.post(f"/api/v1/messages/{dead.id}/replay")).status_code == 202
