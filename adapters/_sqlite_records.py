@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import MsgspecError, msgpack
 
-from gateway.journal import Attempt, Hop, Reason, State
+from gateway.journal import CREDENTIALS, Attempt, Hop, Reason, State
 from gateway.message import Message, Principal
 
 VERSION = 1
@@ -186,7 +186,7 @@ def search_text(message: Message) -> str:
     """What the text of a filter is looked for in, in lower case."""
     parts = [message.id, message.type]
     parts += [part for part in (message.key, message.subject, message.sender_id, message.correlation_id) if part]
-    parts += [f"{name}: {value}" for name, value in message.headers.items()]
+    parts += [f"{name}: {value}" for name, value in message.headers.items() if name not in CREDENTIALS]
     return "\n".join(parts).lower()
 
 

@@ -24,6 +24,10 @@ REASONS: Sequence[str] = (*get_args(Refusal), "unmatched", "retries", "expired",
 """The kinds of reasons."""
 
 
+CREDENTIALS: frozenset[str] = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key"})
+"""Headers by which a peer says who it is. They stay with the message, are not shown, and no search finds them."""
+
+
 class JournalFullError(GatewayError):
     """There is no room now (size limit, disk reserve, a commit rolled back for lack of space). Senders are deferred."""
 
@@ -200,7 +204,7 @@ class Filter(Struct, kw_only=True, frozen=True):
     since_s: float | None = None
     until_s: float | None = None
     text: str | None = None
-    """Looked for in id, key, subject, type, sender_id, correlation_id and headers."""
+    """Looked for in id, key, subject, type, sender_id, correlation_id and headers, but for `CREDENTIALS`."""
     correlation_id: str | None = None
 
 

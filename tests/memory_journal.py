@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.journal import (
+    CREDENTIALS,
     FINAL,
     QUEUED_BYTES,
     Attempt,
@@ -330,7 +331,7 @@ def _matches(record: Record, wanted: Filter) -> bool:
     message = record.message
     status = "pending" if record.state == "stored" else record.state
     texts = [message.id, message.type, message.key, message.subject, message.sender_id, message.correlation_id]
-    texts += [f"{name}: {value}" for name, value in message.headers.items()]
+    texts += [f"{name}: {value}" for name, value in message.headers.items() if name not in CREDENTIALS]
     return (
         wanted.route in (None, record.route)
         and wanted.status in (None, status)

@@ -6,13 +6,10 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.journal import Attempt, Delivery, Detail, Hop, Reason, Row
+from gateway.journal import CREDENTIALS, Attempt, Delivery, Detail, Hop, Reason, Row
 from gateway.message import rfc3339
 
 Shape = dict[str, Any]
-
-# What a peer sent to say who it is stays with the message, and is not shown.
-_HIDDEN = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key"})
 
 
 def status_of(row: Row) -> str:
@@ -78,7 +75,7 @@ def _given(**members: Any) -> Shape:
 
 
 def _shown(headers: Mapping[str, str]) -> Shape:
-    return {name: "(hidden)" if name in _HIDDEN else value for name, value in headers.items()}
+    return {name: "(hidden)" if name in CREDENTIALS else value for name, value in headers.items()}
 
 
 def _hop(hop: Hop) -> Shape:

@@ -106,13 +106,13 @@ async def test_text_is_found_in_everything_people_look_for(journal: Journal, sta
         key="lane 7",
         sender_id="THEIRS",
         correlation_id="corr",
-        headers={"x-colour": "Green"},
+        headers={"x-colour": "Green", "authorization": "Bearer hunter2", "x-api-key": "hunter2"},
     )
     await keep(journal, one, message(subject="other"))
     await journal.advance("r", [Finished(one.id, "dead")])
     for text in ("über", "SUB", "Placed", "lane 7", "theirs", "CORR", "green", "x-colour: GREEN", one.id[4:20], ""):
         assert "Über Sub" in await listed(journal, status=status, text=text), text
-    for text in ("nowhere", "100%", "l_ne"):
+    for text in ("nowhere", "100%", "l_ne", "hunter", "bearer"):
         assert await listed(journal, status=status, text=text) == []
 
 
