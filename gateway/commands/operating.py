@@ -166,7 +166,7 @@ def say_detail(found: dict[str, Any]) -> None:
     lists = ("hops", "attempts", "deliveries", "actions")
     plain = {name: value for name, value in found.items() if name not in (*lists, "body_url", "reason")}
     if found.get("reason"):
-        plain["reason"] = _why(found)
+        plain |= {"reason": _why(found), "place": found["reason"].get("place", "")}
     width = max(len(name) for name in plain)
     for name, value in plain.items():
         if value not in ({}, [], ""):

@@ -232,7 +232,7 @@ def test_a_dead_letter_is_listed_shown_fixed_and_replayed(ask: Asked) -> None:
     id_ = dead(ask)
     (row,) = [row for row in ask("dead", "list").splitlines() if id_ in row]
     assert row.endswith("refused: shop: closed")
-    assert "reason        refused: shop: closed" in ask("dead", "show", id_)
+    assert "reason        refused: shop: closed\nplace         shop\n" in ask("dead", "show", id_)
     assert ask("dead", "replay", id_) == f"replayed {id_}\n"
     assert ask.sent('{"id": "after"}')
     assert ask.json("show", id_)["status"] == "delivered"
