@@ -189,20 +189,21 @@ def _each(api: Api, ids: list[str], act: Any, word: str, *, as_json: bool) -> No
             say_error(f"{id_}: {error}")
             continue
         if not as_json:
-            say(f"{word} {id_}{_more(done[-1], id_)}")
+            say(f"{word} {id_}{_more(done[-1], id_, word)}")
     if as_json:
         say_json(done)
     if failed:
         raise typer.Exit(1)
 
 
-def _more(told: dict[str, Any], id_: str) -> str:
+def _more(told: dict[str, Any], id_: str, word: str) -> str:
     """What else is worth knowing once it is done."""
     if told["id"] != id_ and "causation_id" in told:
         return f" as {told['id']}; the old one stays as it is, discard it if it is not needed"
+    whole = f"; it is a part of {told['id']}, which is {word} as a whole" if told["id"] != id_ else ""
     if "paused" in told:
-        return f"; it is sent once the route {told['paused']} is resumed"
-    return f" as {told['id']}" if told["id"] != id_ else ""
+        return f"{whole}; it is sent once the route {told['paused']} is resumed"
+    return whole
 
 
 def _say_bulk(api: Api, word: str, told: dict[str, Any], route: str | None, *, as_json: bool) -> None:

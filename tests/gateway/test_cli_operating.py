@@ -42,6 +42,10 @@ routes:
     from: {{channel: {box}}}
     ack: delivered
     to: drop
+  parts:
+    from: rest
+    steps: [{{split: {{each: body}}}}]
+    to: {{memory: {{name: {box}}}}}
   plant:
     from: {{mqtt: {{connection: plant, topic: a, qos: 0}}}}
     to: drop
@@ -287,6 +291,19 @@ def test_dead_letters_are_replayed_and_discarded_by_filter(ask: Asked) -> None:
     assert id_ not in ask("dead", "list")
 
 
+@pytest.mark.parametrize("word", ["replay", "discard"])
+def test_what_is_done_to_a_part_is_said_to_be_done_to_the_whole(ask: Asked, word: str) -> None:
+    file = ask.folder / "parts.json"
+    file.write_text("[1, 2]")
+    box(ask.name).failing = MessageError("shop: closed")
+    whole = ask("send", "parts", str(file), "--wait", "10s", ends=1).split()[1]
+    box(ask.name).failing = None
+    part = ask.json("show", whole)["deliveries"][1]["id"]
+    done = {"replay": "replayed", "discard": "discarded"}[word]
+    assert part != whole
+    assert ask("dead", word, part) == f"{done} {part}; it is a part of {whole}, which is {done} as a whole\n"
+
+
 def test_dead_letters_of_one_conversation_are_found_and_handled_together(ask: Asked) -> None:
     def event(conversation: str) -> str:
         return json.dumps(
@@ -336,7 +353,7 @@ def test_a_content_type_is_for_one_message_and_never_left_out_of_a_replay_by_fil
 
 def test_routes_are_listed_with_what_they_do(ask: Asked) -> None:
     rows = {line.split()[0]: line for line in ask("routes").splitlines()[1:]}
-    assert set(rows) == {"orders", "asked", "answering", "plant"}
+    assert set(rows) == {"orders", "asked", "answering", "parts", "plant"}
     assert rows["orders"].endswith("rest → shop")
     assert " up " in rows["orders"]
     assert "down: mqtt" in rows["plant"]
@@ -366,7 +383,7 @@ def test_what_can_not_be_done_with_a_route_is_told(ask: Asked) -> None:
 def test_top_shows_rates(ask: Asked) -> None:
     head, *rows = ask("top", "--once", "--interval", "0.2").splitlines()[1:]
     assert head.split()[:3] == ["ROUTE", "PER", "SECOND"]
-    assert {row.split()[0] for row in rows} == {"orders", "asked", "answering", "plant"}
+    assert {row.split()[0] for row in rows} == {"orders", "asked", "answering", "parts", "plant"}
     assert {row["route"]: row["per_second"] for row in ask.json("top", "--interval", "0.2")}["plant"] == 0
 
 
