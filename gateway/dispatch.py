@@ -231,6 +231,8 @@ class Dispatch:
             message = _by_the_clock(message, clock.time() + left_s)
         wait_s = target.breaker.wait_s() if target.breaker is not None else 0.0
         if wait_s > 0:  # an open circuit is no attempt of this message's
+            if parcel.reason is None:
+                parcel.reason = Reason("retries", "the target's circuit is open: others failed before it", target.name)
             await self._later(parcel, wait_s, None)
             return
         at_s, began = clock.time(), clock.monotonic()

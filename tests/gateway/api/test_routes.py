@@ -163,3 +163,15 @@ async def test_a_replay_on_a_paused_route_that_stores_nothing_says_that_it_is_pa
         assert bulk.json() == {"replayed": 0, "skipped": {"paused": 1}, "more": False}
         await here.app.resume("passes")
         assert (await here.client.post(f"/api/v1/messages/{dead.id}/replay")).status_code == 202
+
+
+async def test_a_message_that_an_open_circuit_holds_back_says_so(tmp_path: Path) -> None:
+    yaml = ROUTES.replace("failures: 100, reset_after: 1s", "failures: 1, reset_after: 1h")
+    async with desk(tmp_path, yaml) as here:
+        box("ledger").failing = PeerError("away")
+        assert (await here.post("orders", {"id": 1}, query="?wait=5s")).json()["status"] == "dead"
+        waits = (await here.post("orders", {"id": 2})).json()["id"]
+        await until(lambda: here.journal.records[waits].state == "pending")
+        (delivery,) = (await here.get(f"/messages/{waits}"))["deliveries"]
+        assert (delivery["status"], delivery["attempts"]) == ("pending", 0)
+        assert delivery["reason"]["text"] == "the target's circuit is open: others failed before it"
