@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Collection, Sequence
 from itertools import takewhile
 
@@ -18,6 +17,7 @@ from gateway.errors import INTERNAL, GatewayError
 from gateway.jobs import Job, Parcel
 from gateway.journal import Attempted, Due, Finished, JournalBrokenError, Reason, Work
 from gateway.message import Message
+from gateway.suspects import POISON_CLAIMS, SUSPECT_CLAIMS, Suspects
 from gateway.target import Inside
 
 log = logging.getLogger("gateway.delivery")
@@ -31,10 +31,6 @@ ENDING_TIMES = 4
 """How many times what may be in memory may wait there for its end to be written."""
 NOTED_S = 1.0
 """How long a stop waits at least for what it writes; what is not written is done again by the next start."""
-SUSPECT_CLAIMS = 2
-"""Begun this often without an end, a message is run while no other such one runs."""
-POISON_CLAIMS = 5
-"""Begun this often without an end, a message is a dead letter: it kills the process."""
 
 
 class Delivering:
@@ -64,13 +60,7 @@ class Delivering:
         """Deliveries in the journal may have become others than this knows of."""
         self._recount_at: float | None = None
         """When they are counted again, since some were on their way while they were counted."""
-        self._held: deque[Work] = deque()
-        """Suspects that wait for their turn to run alone, and what must stay behind them in its lane."""
-        self._alone: Job | None = None
-        """The suspect that runs now."""
-        self._suspects: deque[Due] = deque()
-        """Deliveries that wait for their turn to be sent alone."""
-        self._sent_alone: tuple[str, str] | None = None
+        self._suspects = Suspects(inside.services.alone, self._look_again)
         self._claiming: tuple[Sequence[str], Sequence[tuple[str, str]]] = (), ()
         """What is being claimed, and not in memory yet: a stop may come between the two."""
         self._wake = asyncio.Event()
@@ -97,7 +87,7 @@ class Delivering:
                     await self._take_back()
             except TimeoutError:
                 log.warning("what is half done is not written: the journal has no room", extra={"route": self._route})
-        self._inside.services.alone.end(self)
+        self._suspects.end()
 
     async def _take_back(self) -> None:
         """What is half done is written down; what was begun says nothing about what a crash was due to."""
@@ -176,8 +166,7 @@ class Delivering:
     def _left(self, job: Job | None) -> None:
         if job is not None and self._jobs.pop(job.message.id, None) is not None:
             self._bytes -= job.size
-            if job is self._alone:
-                self._alone = None
+            if self._suspects.left(job.message.id):
                 self._wake.set()
             if job.message.id in self._dispatch.discarded:  # if it was replayed meanwhile, only the journal has it
                 self._spilled = self._more = True
@@ -203,7 +192,6 @@ class Delivering:
     def poke(self) -> None:
         """The journal was changed from outside (replay): look again."""
         self._spilled = self._more = self._recount = True
-        self._held.clear()
         self._suspects.clear()
         self._wake.set()
 
@@ -239,8 +227,7 @@ class Delivering:
             if self._spilled:
                 await self._load_stored()
                 await self._begin_held()
-        if self._alone is None and self._sent_alone is None:
-            self._inside.services.alone.end(self)
+        self._suspects.pass_on()
         await self._until_due()
 
     async def _until_due(self) -> None:
@@ -261,60 +248,28 @@ class Delivering:
                 task.cancel()
 
     async def _load_stored(self) -> None:
-        room = self._limits.in_memory - len(self._jobs) - len(self._held)
+        room = self._limits.in_memory - len(self._jobs) - len(self._suspects.works)
         room_bytes = self._limits.in_memory_size - self._bytes
         if room <= 0 or (room_bytes <= 0 and self._jobs):
             return  # whoever leaves memory wakes us
         self._more = False
-        known = [*self._jobs, *(work.message.id for work in self._held)]
+        known = [*self._jobs, *(work.message.id for work in self._suspects.works)]
         works = await self._journal.stored(self._route, known, min(room, BATCH), room_bytes)
         if not works:
-            if not (self._more or self._held or self._unheard):
+            if not (self._more or self._suspects.works or self._unheard):
                 self._spilled = False
                 self._unspilled += 1
             return
         self._wake.set()
-        sound = self._sound(works)
+        sound = self._suspects.hold(works)
         if sound:
             await self._claim([work.message.id for work in sound], [])
             for work in sound:
                 if work.message.id not in self._dispatch.discarded:  # since it was given out
                     self._take_work(work)
 
-    def _sound(self, works: Sequence[Work]) -> list[Work]:
-        """Those that may begin at once. The others are held: suspects, and what is behind one in its lane."""
-        keys = {work.message.key for work in self._held}
-        sound = []
-        for work in works:
-            key = work.message.key
-            if work.claims >= SUSPECT_CLAIMS or (key is not None and key in keys):
-                self._held.append(work)
-                keys.add(key)
-            else:
-                sound.append(work)
-        return sound
-
-    def _may_begin(self, claims: int) -> bool:
-        """A suspect may begin when no other one runs in the whole process: only then does it answer for a crash."""
-        if not SUSPECT_CLAIMS <= claims < POISON_CLAIMS:
-            return True
-        if self._alone is not None or self._sent_alone is not None:
-            return False
-        return self._inside.services.alone.begin(self, self._look_again)
-
-    def _next_held(self) -> Work:
-        """Of the first ones of each key that which was begun most often: most likely it is the one that kills."""
-        firsts: dict[str, Work] = {}
-        for work in self._held:
-            firsts.setdefault(work.message.id if work.message.key is None else f"key {work.message.key}", work)
-        return max(firsts.values(), key=lambda work: work.claims)
-
     async def _begin_held(self) -> None:
-        while self._held and not self._dispatch.stopping:
-            work = self._next_held()
-            if not self._may_begin(work.claims):
-                return
-            self._held.remove(work)
+        while not self._dispatch.stopping and (work := self._suspects.next_work()) is not None:
             if work.claims >= POISON_CLAIMS:
                 reason = Reason("poison", _poison(work.claims), "steps", INTERNAL)
                 self._inside.dead_letters.note(work.message.id, reason.kind, reason.text, reason.place)
@@ -323,22 +278,23 @@ class Delivering:
             await self._claim([work.message.id], [])
             if work.message.id in self._dispatch.discarded:
                 continue
-            job = self._take_work(work)
-            if work.claims >= SUSPECT_CLAIMS:
-                self._alone = job
+            self._suspects.began(work)
+            self._take_work(work)
 
-    def _take_work(self, work: Work) -> Job:
+    def _take_work(self, work: Work) -> None:
         work.message.formats = self._inside.formats
-        job = Job(work.message, work.only)
-        self._take(job)
-        return job
+        self._take(Job(work.message, work.only))
 
     def _known_deliveries(self) -> list[tuple[str, str]]:
-        return [*self._dispatch.busy, *(_name(item) for item in self._suspects)]
+        return [*self._dispatch.busy, *(_name(item) for item in self._suspects.deliveries)]
 
     def _room_for_due(self) -> int:
         """How many more the journal may give out. Those of messages in memory, which it has too, take up none."""
-        return BATCH - len(self._suspects) - sum(parent not in self._jobs for parent in self._dispatch.busy.values())
+        return (
+            BATCH
+            - len(self._suspects.deliveries)
+            - sum(parent not in self._jobs for parent in self._dispatch.busy.values())
+        )
 
     async def _load_due(self) -> None:
         while not self._dispatch.stopping:
@@ -352,7 +308,7 @@ class Delivering:
                 return
             good = [item for item in due if self._dispatch.knows(item.delivery.target)]
             gone = [item for item in due if item not in good]
-            self._suspects += [item for item in good if item.claims >= SUSPECT_CLAIMS]
+            self._suspects.deliveries += [item for item in good if item.claims >= SUSPECT_CLAIMS]
             sound = [item for item in good if item.claims < SUSPECT_CLAIMS]
             await self._give(await self._with_followers(sound, room // 2, set(known)))
             if gone:
@@ -384,18 +340,13 @@ class Delivering:
         return found
 
     async def _send_suspects(self) -> None:
-        if self._sent_alone not in self._dispatch.busy:
-            self._sent_alone = None
-        while self._suspects and not self._dispatch.stopping:
-            item = max(self._suspects, key=lambda item: item.claims)
-            if not self._may_begin(item.claims):
-                return
-            self._suspects.remove(item)
+        self._suspects.left_but(self._dispatch.busy)
+        while not self._dispatch.stopping and (item := self._suspects.next_delivery()) is not None:
             if item.claims >= POISON_CLAIMS:
                 await self._end([item])
             else:
                 await self._give([item])
-                self._sent_alone = _name(item)
+                self._suspects.began_delivery(_name(item))
 
     async def _claim(self, messages: Sequence[str], deliveries: Sequence[tuple[str, str]]) -> None:
         self._claiming = messages, deliveries

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from adapters.memory import box
 from gateway import Message
-from gateway.delivery import POISON_CLAIMS, SUSPECT_CLAIMS
 from gateway.host import Alone
 from gateway.journal import Delivery, Expanded
+from gateway.suspects import POISON_CLAIMS, SUSPECT_CLAIMS
 from gateway.testing import settle, until
 from tests.gateway.test_delivery import Bench, empty_boxes, sent
 
