@@ -167,7 +167,7 @@ class _Talk:
         frame = self._framer.frame
         if type(outcome) is Accepted:
             if outcome.reply is None:
-                return self._usual or frame(self._accepted(message, ""))
+                return self._usual or self._accepting(message)
             try:
                 return frame(outcome.reply.body)
             except MessageError as error:
@@ -175,8 +175,22 @@ class _Talk:
                 log.warning("reply not sent", extra=extra)
                 return frame(self._refused(message, "the target's reply can't be said here"))
         assert not isinstance(outcome, Accepted)
-        said = self._deferred if type(outcome) is Deferred else self._refused
-        return frame(said(message, outcome.reason))
+        if type(outcome) is Deferred:
+            return frame(self._deferred(message, outcome.reason))
+        return self._refusing(message, outcome.reason)
+
+    def _accepting(self, message: Message) -> bytes:
+        try:
+            return self._framer.frame(self._accepted(message, ""))
+        except MessageError as error:
+            # Such as one that names a part of a body that can't be read. Cut, its sender would send it for ever.
+            return self._refusing(message, f"it is taken, but not what to say of it: {error}")
+
+    def _refusing(self, message: Message, reason: str) -> bytes:
+        try:
+            return self._framer.frame(self._refused(message, reason))
+        except MessageError:
+            return self._framer.frame(_PLAINLY(message, reason))
 
     def refusal(self, error: MessageError, link: Link) -> bytes:
         if not self.answers:
@@ -206,6 +220,10 @@ class _Said:
         if self._plain is not None:
             return (self._plain % {"message.id": message.id, "reason": reason}).encode()
         return self._template.text_of(message, {"reason": reason}).encode()
+
+
+_PLAINLY = _Said(Answer().refused)
+"""What can be said of any message."""
 
 
 class Reply(Settings):

@@ -200,6 +200,24 @@ async def test_noise_before_and_between_frames_is_no_matter(caplog: pytest.LogCa
     assert "bytes dropped" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"accepted": "OK {{ body.n }}"}, b"ERROR it is taken, but not what to say of it: json: malformed"),
+        ({"accepted": "OK {{ body.n }}", "refused": "NO {{ reason }}"}, b"NO it is taken, but not what to say of it: "),
+        ({"accepted": "{{ body.n }}", "refused": "NO {{ body.n }}"}, b"ERROR it is taken, but not what to say of it: "),
+    ],
+)
+async def test_an_answer_that_can_not_be_made_is_an_error_and_no_end_of_the_connection(
+    answer: dict[str, str], said: bytes
+) -> None:
+    host, port = FakeHost(), free_port()
+    async with running(answering(port, answer=answer), Inbox(host), host), connected(port) as peer:
+        peer.say(b'no json\n{"n": "2"}\n')
+        assert (await peer.line()).startswith(said)
+        assert (await peer.line()).endswith(b"2\n")
+
+
 async def test_answers_keep_the_order_of_receipt_when_outcomes_do_not() -> None:
     host, port, held = FakeHost(), free_port(), Held()
     inbox = Inbox(host, held)
@@ -268,12 +286,13 @@ async def test_a_reply_that_the_framing_cannot_carry_is_an_error_to_the_sender()
 
 async def test_an_answer_that_cannot_be_framed_ends_its_connection_and_no_other() -> None:
     host, port = FakeHost(), free_port()
-    source = answering(port, answer={"accepted": "{{ body.text }}"})
+    answer = {"accepted": "{{ body.t }}23456789", "deferred": "BUSY     "}
+    source = answering(port, framing={"fixed": {"bytes": 9}}, answer=answer)
     async with running(source, Inbox(host), host), connected(port) as bad, connected(port) as good:
-        bad.say(b'{"text": "a\\nb"}\n')
+        bad.say(b'{"t": ""}')  # eight bytes, and no text of an error has nine
         assert await bad.rest() == b""
-        good.say(b'{"text": "fine"}\n')
-        assert await good.line() == b"fine\n"
+        good.say(b'{"t":"1"}')
+        assert await good.hear(9) == b"123456789"
 
 
 async def test_a_frame_over_the_limit_is_refused_after_the_answers_before_it_and_the_connection_closed() -> None:
