@@ -32,7 +32,7 @@ for _library in ("amqtt", "transitions"):  # a line for each packet and each cha
     logging.getLogger(_library).setLevel(logging.WARNING)
 
 SESSIONS, RETAINED, RETAINED_BYTES = 10_000, 10_000, 64 * 1024**2
-PATIENCE_S = 10.0
+PATIENCE_S = 45.0
 """How long a message waits for a route that left and is to come again."""
 STARTING_S = 1.0
 """How long, after the start, a message waits for a route that takes it."""

@@ -43,8 +43,9 @@ from gateway import Address, ClientTls, MessageError, PeerError
 
 log = logging.getLogger("gateway.mqtt")
 
-PATIENCE_S = 10.0
-"""How long after the last change of its subscriptions a link holds messages that none of them takes."""
+PATIENCE_S = 45.0
+"""How long after the last change of its subscriptions a link holds messages that none of them takes: longer than a
+source that failed stays away, which is at most 30 s."""
 _GOODBYE_S = 1.0
 _FROM_BROKERS = {CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, DISCONNECT}
 
@@ -352,7 +353,7 @@ class Link(asyncio.Protocol):
         """Subscribed for as long as the context lasts; `take` is called with each message and must not wait.
 
         Leaving does not unsubscribe, so that the broker keeps what comes while we are away; a link that goes on
-        without a taker for this filter does so after 10 s.
+        without a taker for this filter does so after a while.
 
         Raises:
             PeerError: the broker refused it, or granted QoS 0 where more was asked.
