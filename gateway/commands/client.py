@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -137,7 +138,7 @@ def connected(config: Path, url: str | None, token_file: Path | None) -> Api:
     Raises:
         ConfigError: nothing says where it is, or there is no token.
     """
-    if url is not None and not url.startswith(("http://", "https://")):
+    if url is not None and not _is_address(url):
         raise ConfigError(f"--url, or GATEWAY_URL: expected one such as http://127.0.0.1:8080, got {url!r:.100}")
     if token_file is not None:
         token = _token_in(token_file)
@@ -157,6 +158,14 @@ def connected(config: Path, url: str | None, token_file: Path | None) -> Api:
             raise ConfigError("gateway.api.listen has port 0, so that only its log knows the port; say it with --url")
         url = f"http://{settings.api.listen}"
     return Api(url, token or _token_in(settings.data / "admin.token"))
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no number, or none that there is
+        return False
 
 
 def _token_in(file: Path) -> str:

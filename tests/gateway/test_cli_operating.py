@@ -447,11 +447,12 @@ def test_a_gateway_that_does_not_run_is_told(ask: Asked, monkeypatch: pytest.Mon
     assert ask.told == "http://127.0.0.1:1 does not answer; is the gateway running? start it with: gateway run\n"
 
 
-def test_an_address_that_is_none_is_told(ask: Asked) -> None:
-    ask.bare("routes", "--url", "127.0.0.1:8080", ends=2)
-    assert ask.told.startswith(
-        "--url, or GATEWAY_URL: expected one such as http://127.0.0.1:8080, got '127.0.0.1:8080'"
-    )
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8080", "http://", "http://127.0.0.1:port", "http://127.0.0.1:99999", "ftp://a"]
+)
+def test_an_address_that_is_none_is_told(ask: Asked, url: str) -> None:
+    ask.bare("routes", "--url", url, ends=2)
+    assert ask.told.startswith(f"--url, or GATEWAY_URL: expected one such as http://127.0.0.1:8080, got '{url}'")
 
 
 def test_a_file_that_holds_no_token_is_told_and_not_shown(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
