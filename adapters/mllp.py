@@ -131,6 +131,8 @@ class _Talk:
         self._host = host
         self._frame = Mllp(max_frame_bytes=_ALL_OF_IT).frame
         self._waiting = 0
+        self._headers: dict[str, Header] = {}
+        """By message id, of those that are not answered: what is read of a header once is not read again."""
 
     def framer(self) -> Framer:
         return _Frames(max_frame_bytes=self._host.limits.message)
@@ -142,18 +144,20 @@ class _Talk:
             self._host.refused("malformed", "it is no HL7 v2 message in ER7 encoding, MSH first", link.facts["peer"])
             text = f"found {payload[:20]!r}, expected an HL7 v2 message in ER7 encoding, MSH first"
             return self._frame(acknowledge(None, "AR", ack_id(new_id()), text, fault=Fault.KIND))
-        return Message(
+        message = Message(
             raw=payload,
             content_type=self._content_type,
             type=header.type or "mllp.message",
             sender_id=header.control_id or None,
             transport=link.facts,
         )
+        self._headers[message.id] = header
+        return message
 
     def answer(self, message: Message, outcome: Outcome, link: Link) -> bytes:
-        header = read_header(message.raw or b"")
+        header = self._headers.pop(message.id)
         said = self._said(outcome)
-        if header is not None and isinstance(outcome, Accepted) and outcome.stored and self._waits(header):
+        if isinstance(outcome, Accepted) and outcome.stored and self._waits(header):
             if self._waiting < MOST_WAITING:
                 link.later(self._application(header, message.id))
             else:
@@ -197,7 +201,7 @@ class _Talk:
                 return _Said(codes.internal, "internal error")
             return _Said(codes.refused, outcome.reason, Fault.KIND if outcome.code == "unsupported" else Fault.DATA)
         if outcome.reply is None:
-            return _Said("AA")
+            return _AA
         status = outcome.reply.transport.get("status")
         if isinstance(status, int) and status >= 400:  # an HTTP target's answer is the reply, whatever it says
             text = f"the target answered {status}"
@@ -240,6 +244,9 @@ class _Said(NamedTuple):
     text: str = ""
     fault: Fault = Fault.INTERNAL
     reply: bytes | None = None
+
+
+_AA = _Said("AA")
 
 
 def _asks(header: Header, field: int, *, good: bool) -> bool:

@@ -43,8 +43,9 @@ class Header(NamedTuple):
     @property
     def type(self) -> str:
         """Message code and trigger event, such as `ADT^A01`; empty when MSH-9 is."""
-        code, event = _text(self.part(9, 1)), _text(self.part(9, 2))
-        return f"{code}^{event}" if event else code
+        code, *more = self.field(9).split(self.component, 2)
+        event = _text(more[0]) if more else ""
+        return f"{_text(code)}^{event}" if event else _text(code)
 
     @property
     def version(self) -> tuple[int, ...]:
