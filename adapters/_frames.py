@@ -61,14 +61,16 @@ def too_large(found: int, most: int) -> MessageError:
     )
 
 
-def _cut(count: int) -> MessageError:
+def cut(count: int) -> MessageError:
+    """The end of a stream that came within a frame, after so many bytes of it."""
     return MessageError(
         f"frame: the connection ended after {count} bytes of a frame, expected its end; send it whole",
         code="malformed",
     )
 
 
-def _uncarried(what: str, advice: str) -> MessageError:
+def uncarried(what: str, advice: str) -> MessageError:
+    """A body that a framing can't carry: it `what`; `advice` says what to do instead."""
     return MessageError(f"frame: the body {what}; {advice}")
 
 
@@ -111,14 +113,14 @@ class Delimited:
 
     def eof(self) -> bytes | None:
         if self._buffer:
-            raise _cut(len(self._buffer))
+            raise cut(len(self._buffer))
         return None
 
     def frame(self, payload: bytes) -> bytes:
         framed = payload + self._delimiter
         # A payload such as "a-" before the delimiter "--" would end one byte too early.
         if framed.find(self._delimiter) != len(payload):
-            raise _uncarried(f"contains the delimiter {self._delimiter!r}", "choose another framing, such as length")
+            raise uncarried(f"contains the delimiter {self._delimiter!r}", "choose another framing, such as length")
         return framed
 
 
@@ -149,9 +151,9 @@ class Line:
 
     def frame(self, payload: bytes) -> bytes:
         if b"\n" in payload:
-            raise _uncarried("contains a line feed", "write it on one line, or choose another framing, such as length")
+            raise uncarried("contains a line feed", "write it on one line, or choose another framing, such as length")
         if self._ending == b"\n" and payload.endswith(b"\r"):
-            raise _uncarried("ends with a carriage return, which the line ending would take in", "leave it out")
+            raise uncarried("ends with a carriage return, which the line ending would take in", "leave it out")
         return payload + self._ending
 
 
@@ -224,7 +226,7 @@ class LengthPrefixed:
 
     def eof(self) -> bytes | None:
         if self._buffer:
-            raise _cut(len(self._buffer))
+            raise cut(len(self._buffer))
         return None
 
     def frame(self, payload: bytes) -> bytes:
@@ -303,14 +305,14 @@ class Enclosed:
 
     def eof(self) -> bytes | None:
         if self._inside:
-            raise _cut(len(self._buffer))
+            raise cut(len(self._buffer))
         return None
 
     def frame(self, payload: bytes) -> bytes:
         framed = self._start + payload + self._end
         after = len(self._start)
         if framed.find(self._end, after) != after + len(payload) or framed.find(self._start, 1) >= 0:
-            raise _uncarried(
+            raise uncarried(
                 f"contains {self._start!r} or {self._end!r}, which start and end a frame",
                 "choose another framing, such as length",
             )
@@ -349,12 +351,12 @@ class Fixed:
 
     def eof(self) -> bytes | None:
         if self._buffer:
-            raise _cut(len(self._buffer))
+            raise cut(len(self._buffer))
         return None
 
     def frame(self, payload: bytes) -> bytes:
         if len(payload) != self._size:
-            raise _uncarried(f"has {len(payload)} bytes, expected {self._size}", "format it to that size")
+            raise uncarried(f"has {len(payload)} bytes, expected {self._size}", "format it to that size")
         return payload
 
 
@@ -389,97 +391,3 @@ class Raw:
 
     def frame(self, payload: bytes) -> bytes:
         return payload
-
-
-_VT, _FS, _CR = 0x0B, 0x1C, 0x0D
-_BETWEEN = frozenset((0x00, 0x0A, _VT))
-
-
-class Mllp:
-    """HL7's minimal lower layer: each payload stands between 0B and 1C 0D. Source: MLLP release 1.
-
-    Heard as well: bytes before 0B (skipped, counted), 0B more than once, NULs and line ends between frames, an end
-    without its 0D when NUL, LF, a new 0B or the end of the stream comes instead. Any other byte after 1C makes both
-    part of the payload: a frame is never cut in two. `ended` says that 1C was the last byte heard, which a peer that
-    leaves 0D out and waits for its answer needs somebody to act upon.
-    """
-
-    def __init__(self, *, max_frame_bytes: int) -> None:
-        self.skipped = 0
-        self._max = max_frame_bytes
-        self._buffer = bytearray()
-        self._inside = False
-        self._scanned = 0
-
-    @property
-    def pending(self) -> int:
-        return len(self._buffer) + 1 if self._inside else 0
-
-    @property
-    def ended(self) -> bool:
-        return self._inside and self._scanned < len(self._buffer)
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        buffer = self._buffer
-        buffer += data
-        at = 0
-        while self._inside or (at := self._begin(at)) >= 0:
-            if buffer[at : at + 1] == b"\x0b":
-                at += 1
-                self.skipped += 1
-                self._scanned = max(self._scanned, at)
-                continue
-            end = self._end(at)
-            if end < 0:
-                break
-            if end - at > self._max:
-                del buffer[:at]  # so that it begins with the frame that is refused
-                raise too_large(end - at, self._max)
-            yield bytes(buffer[at:end])
-            at = end + 2 if buffer[end + 1] == _CR else end + 1
-            self._inside = False
-        if self._inside:
-            del buffer[:at]
-            self._scanned -= at
-            if self._scanned > self._max:
-                raise too_large(self._scanned, self._max)
-        else:
-            buffer.clear()
-
-    def _begin(self, at: int) -> int:
-        """Where the payload begins, -1: what is left is noise."""
-        start = self._buffer.find(_VT, at)
-        self.skipped += (len(self._buffer) if start < 0 else start) - at
-        if start < 0:
-            return -1
-        self._inside = True
-        self._scanned = start + 1
-        return start + 1
-
-    def _end(self, at: int) -> int:
-        """Where the payload that begins at `at` ends, -1: not yet."""
-        buffer = self._buffer
-        while (end := buffer.find(_FS, self._scanned)) >= 0:
-            self._scanned = end
-            if end + 1 == len(buffer):
-                return -1
-            if buffer[end + 1] == _CR or buffer[end + 1] in _BETWEEN:
-                return end
-            self._scanned = end + 1
-        self._scanned = len(buffer)
-        return -1
-
-    def eof(self) -> bytes | None:
-        if not self._inside:
-            return None
-        if not self.ended:
-            raise _cut(len(self._buffer) + 1)
-        payload = bytes(self._buffer[: self._scanned])
-        self._buffer.clear()
-        self._inside = False
-        return payload
-
-    def frame(self, payload: bytes) -> bytes:
-        if _FS in payload or payload[:1] == b"\x0b":
-            raise _uncarried("contains 1C or begins with 0B, which end and start an MLLP frame", "leave them out")
-        return b"\x0b%b\x1c\r" % payload

@@ -21,6 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from adapters import _frames
 from adapters._frames import Framer
 from adapters._frames_fix import Fix
+from adapters._frames_mllp import Mllp
 from gateway import Settings
 
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.?)", re.DOTALL)
@@ -145,7 +146,7 @@ class MllpFraming(Settings):
     """HL7's lower layer: 0B, body, 1C 0D. Without acknowledgements: those are what `mllp` does."""
 
     def framer(self, max_frame_bytes: int) -> Framer:
-        return _frames.Mllp(max_frame_bytes=max_frame_bytes)
+        return Mllp(max_frame_bytes=max_frame_bytes)
 
 
 class FixFraming(Settings):

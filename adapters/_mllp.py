@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple, cast
 
-from adapters._frames import Mllp
+from adapters._frames_mllp import Mllp
 from adapters._sockets import dial, lost, prepare
 from gateway import Address, ClientTls, MessageError, PeerError
 from transforms._hl7_ack import Answer, read_answer

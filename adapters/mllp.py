@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from adapters._frames import Framer, Mllp
+from adapters._frames import Framer
+from adapters._frames_mllp import Mllp
 from adapters._mllp import Links, linked
 from adapters._stream import Intake, Link
 from gateway import (

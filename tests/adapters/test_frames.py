@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters._frames import Delimited, Enclosed, Fixed, Framer, LengthPrefixed, Line, Mllp, Raw
+from adapters._frames import Delimited, Enclosed, Fixed, Framer, LengthPrefixed, Line, Raw
 from adapters._frames_fix import Fix
+from adapters._frames_mllp import Mllp
 from gateway import MessageError
 
 MAX = 1000
