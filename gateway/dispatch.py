@@ -14,7 +14,7 @@ from gateway.journal import Attempt, Change, JournalBrokenError, Reason
 from gateway.lanes import Lanes
 from gateway.message import Message
 from gateway.packing import Packing
-from gateway.target import Inside
+from gateway.target import Inside, RunningTarget
 from gateway.workers import Workers
 
 log = logging.getLogger("gateway.delivery")
@@ -233,7 +233,11 @@ class Dispatch:
         if wait_s > 0:  # an open circuit is no attempt of this message's
             if parcel.reason is None:
                 parcel.reason = Reason("retries", "the target's circuit is open: others failed before it", target.name)
-            await self._later(parcel, wait_s, None)
+            age_left_s = self._age_left_s(parcel, target)
+            if age_left_s <= 0:
+                await self._done(parcel, "dead", None, parcel.reason)
+            else:
+                await self._later(parcel, min(wait_s, age_left_s), None)
             return
         at_s, began = clock.time(), clock.monotonic()
         failpoint_soon("target.sent")
@@ -258,14 +262,20 @@ class Dispatch:
             return
         parcel.attempts += 1
         attempt = Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began, reason.text, _shown(reply))
-        retry = target.settings.retry
-        too_old = self._journal.now() - parcel.since > retry.max_age
+        retry, age_left_s = target.settings.retry, self._age_left_s(parcel, target)
+        # its last try is at the end of its age at the latest, but not sooner than its peer asked for
+        too_old = age_left_s <= min(asked_s or 0.0, retry.max_wait)
         if final or parcel.attempts >= retry.attempts or too_old:
             await self._done(parcel, "dead", attempt, reason)
             return
         parcel.reason = reason
         target.meters.retried += 1
-        await self._later(parcel, retry.wait_s(parcel.attempts, self._inside.services.luck, asked_s), attempt)
+        wait_s = retry.wait_s(parcel.attempts, self._inside.services.luck, asked_s)
+        await self._later(parcel, min(wait_s, age_left_s), attempt)
+
+    def _age_left_s(self, parcel: Parcel, target: RunningTarget) -> float:
+        """For how long it may be tried again: what its age leaves of the target's `max_age`."""
+        return parcel.since + target.settings.retry.max_age - self._journal.now()
 
     async def _done(self, parcel: Parcel, state: str, attempt: Attempt | None, reason: Reason | None = None) -> None:
         """A parcel is final. Success is written without waiting for it; what went wrong is safe before we go on."""
