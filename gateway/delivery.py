@@ -336,7 +336,7 @@ class Delivering:
             found.append(item)
             first, *followers = queued.get(_lane(item)) or (None,)
             if first is not None and _name(first) == _name(item):
-                found += takewhile(lambda one: not one.claims and _name(one) not in elsewhere, followers)
+                found += takewhile(lambda one: _follows(one) and _name(one) not in elsewhere, followers)
         return found
 
     async def _send_suspects(self) -> None:
@@ -384,6 +384,11 @@ class Delivering:
 
 def _lane(item: Due) -> tuple[str, str]:
     return item.delivery.target, item.delivery.key or ""
+
+
+def _follows(item: Due) -> bool:
+    """Whether it only waits for those ahead of it: one that failed, and was overtaken since, has a time of its own."""
+    return not item.claims and item.delivery.due_at is None
 
 
 def _name(item: Due) -> tuple[str, str]:

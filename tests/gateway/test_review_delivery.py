@@ -198,3 +198,23 @@ async def test_what_is_due_is_sent_also_while_memory_is_full_of_written_messages
         release.set()
         await settle(40)
     assert states(bench) == ["delivered"] * 3
+
+
+async def test_what_failed_before_those_ahead_of_it_waits_for_its_own_time(bench: Bench) -> None:
+    """An urgent message overtakes others of its lane in the journal; behind them again, it keeps what it has to wait."""
+    release = held_back()
+    settings = "    priority: body.p\n    limits: {in_memory: 1}\n"
+    async with bench.route(settings + ORDERED) as route:
+        await post(route, {"k": "y", "n": 0, "p": 0})
+        for n, p in ((1, 0), (2, 0), (3, 9)):
+            await post(route, {"k": "x", "n": n, "p": p})
+        urgent = script("out")
+        urgent.does = lambda message: raises(PeerError("busy"))(message) if message.priority else None
+        release.set()
+        await settle(80)
+        assert numbers() == [0, 3, 1, 2]
+        urgent.does = lambda message: None
+        await bench.clock.advance(11)
+        await settle(40)
+        assert numbers() == [0, 3, 1, 2, 3]
+    assert states(bench) == ["delivered"] * 4
