@@ -26,7 +26,7 @@ BATCH = 256
 RUN = 32
 """How many parcels of one lane the journal gives out at once, at most: if the first fails, all are written again."""
 AGAIN_S = 1.0
-"""How long the journal is left alone when it could not be asked, or could not tell for sure."""
+"""How long the journal is left alone when it could not be asked, or could not tell for sure, or nothing can be sent."""
 ENDING_TIMES = 4
 """How many times what may be in memory may wait there for its end to be written."""
 NOTED_S = 1.0
@@ -60,6 +60,8 @@ class Delivering:
         """Deliveries in the journal may have become others than this knows of."""
         self._recount_at: float | None = None
         """When they are counted again, since some were on their way while they were counted."""
+        self._shut_until = 0.0
+        """Journal time until which it gives out nothing while all circuits are open: all of it would go back."""
         self._suspects = Suspects(inside.services.alone, self._look_again)
         self._claiming: tuple[Sequence[str], Sequence[tuple[str, str]]] = (), ()
         """What is being claimed, and not in memory yet: a stop may come between the two."""
@@ -234,6 +236,8 @@ class Delivering:
         due_at = None
         if self._room_for_due() > 0:  # else whoever leaves memory wakes us
             due_at = await self._journal.next_due(self._route, self._known_deliveries())
+        if due_at is not None and self._dispatch.shut:
+            due_at = max(due_at, self._shut_until)
         if self._wake.is_set():
             return
         waiting = asyncio.ensure_future(self._wake.wait())
@@ -298,6 +302,10 @@ class Delivering:
 
     async def _load_due(self) -> None:
         while not self._dispatch.stopping:
+            if self._dispatch.shut:
+                if self._journal.now() < self._shut_until:
+                    return
+                self._shut_until = self._journal.now() + AGAIN_S
             known = self._known_deliveries()
             room = self._room_for_due()
             self._dispatch.seen_busy.clear()

@@ -187,6 +187,11 @@ class Dispatch:
         self._left(job)
         self._due()
 
+    @property
+    def shut(self) -> bool:
+        """Whether the circuit of every target is open, or waits for how its probe ends: nothing can be sent."""
+        return all(target.breaker is not None and target.breaker.wait_s() > 0 for target in self._targets.values())
+
     def knows(self, target: str) -> bool:
         """Whether the route has a target of this name."""
         return target in self._targets
