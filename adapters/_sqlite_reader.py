@@ -24,7 +24,7 @@ from adapters._sqlite_records import (
     replayed,
     sound_message,
 )
-from gateway.journal import QUEUED_BYTES, Delivery, Due, JournalBrokenError, Work
+from gateway.journal import ALL_QUEUED_BYTES, QUEUED_BYTES, Delivery, Due, JournalBrokenError, Work
 
 T = TypeVar("T")
 log = logging.getLogger("gateway.journal")
@@ -171,6 +171,7 @@ def due(
     route: tuple[int, str],
     exclude: Collection[tuple[Key, str]],
     limit: int,
+    max_bytes: int | None,
     now: float,
 ) -> tuple[list[Due], list[int]]:
     """Deliveries whose time has come, and the numbers of damaged ones that were met."""
@@ -184,10 +185,14 @@ def due(
                 chosen.append((n, claims))
                 if len(chosen) >= limit:
                     break
+        size = 0
         for n, claims in chosen:
+            if max_bytes is not None and size > max_bytes:
+                break
             row = connection.execute(DELIVERY + "WHERE d.n = ?", (n,)).get
             try:
                 found.append(Due(delivery_of(name, row), claims))
+                size += len(found[-1].delivery.message.raw or b"")
             except DamagedError as error:
                 log.error(
                     "a delivery is damaged",
@@ -203,8 +208,11 @@ def queued(
     """The first pending deliveries of these lanes."""
     number, name = route
     found: dict[tuple[str, str], list[Due]] = {}
+    left = ALL_QUEUED_BYTES
     with connection:
         for target, key in lanes:
+            if left <= 0:
+                break
             run = found[target, key] = []
             size = 0
             rows: list[Any] = connection.execute(_LANE, (number, target, key, limit)).fetchall()
@@ -218,6 +226,7 @@ def queued(
                 size += len(delivery.message.raw or b"")
                 if size > QUEUED_BYTES:
                     break
+            left -= size
     return found
 
 

@@ -232,14 +232,16 @@ class SqliteJournal:
             if works or not damaged:
                 return works
 
-    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
+    async def due(
+        self, route: str, exclude: Collection[tuple[str, str]], limit: int, max_bytes: int | None = None
+    ) -> Sequence[Due]:
         number = self._has(route, OPEN_DELIVERIES)
         if number is None:
             return ()
         keys = {(id_key(child), target) for child, target in exclude}
         while True:
             found, damaged = await self._readers["delivery"].call(
-                lambda connection: reading.due(connection, number, keys, limit, self.now())
+                lambda connection: reading.due(connection, number, keys, limit, max_bytes, self.now())
             )
             if damaged:
                 await self._call(partial(actions.quarantine_deliveries, numbers=damaged), PATIENT_CALL)

@@ -294,11 +294,18 @@ class Delivering:
 
     def _room_for_due(self) -> int:
         """How many more the journal may give out. Those of messages in memory, which it has too, take up none."""
+        used = self._bytes_of_due()
+        if used and used >= self._limits.in_memory_size:
+            return 0
         return (
             BATCH
             - len(self._suspects.deliveries)
             - sum(parent not in self._jobs for parent in self._dispatch.busy.values())
         )
+
+    def _bytes_of_due(self) -> int:
+        waiting = sum(len(item.delivery.message.raw or b"") for item in self._suspects.deliveries)
+        return self._dispatch.given_bytes + waiting
 
     async def _load_due(self) -> None:
         while not self._dispatch.stopping:
@@ -309,7 +316,8 @@ class Delivering:
             known = self._known_deliveries()
             room = self._room_for_due()
             self._dispatch.seen_busy.clear()
-            found = await self._journal.due(self._route, known, room) if room > 0 else ()
+            room_bytes = self._limits.in_memory_size - self._bytes_of_due()
+            found = await self._journal.due(self._route, known, room, room_bytes) if room > 0 else ()
             # what was written while we asked is in memory, or was until just now: the answer is older than that
             due = [item for item in found if _name(item) not in self._dispatch.seen_busy]
             if not due:

@@ -57,6 +57,8 @@ class Dispatch:
             for name in self._targets
         }
         self._stack = AsyncExitStack()
+        self.given_bytes = 0
+        """Bodies of the parcels in memory that the journal gave out, together."""
         self.sending = 0
         self.ending = 0
         """Jobs that are done, and whose end is being written."""
@@ -157,6 +159,7 @@ class Dispatch:
     def give(self, parcel: Parcel) -> None:
         """Takes on a parcel that the journal gave out."""
         self.busy[parcel.name] = parcel.parent
+        self.given_bytes += parcel.size
         if self.lanes.join(parcel):  # else it was replayed while others of its lane are in memory
             self._senders[parcel.target].put(parcel)
 
@@ -177,11 +180,18 @@ class Dispatch:
         self.busy.pop(parcel.name, None)
         self._send_next(self.lanes.drop(parcel))
         job = parcel.job
-        if job is not None:
+        if job is None:
+            self._given_left(parcel)
+        else:
             job.open -= 1
-        if job is None or not job.open:
-            self._left(job)
+            if not job.open:
+                self._left(job)
         self._due()
+
+    def _given_left(self, parcel: Parcel) -> None:
+        """A parcel that the journal gave out is not in memory any more."""
+        self.given_bytes -= parcel.size
+        self._left(None)
 
     def _let_go(self, job: Job) -> None:
         self._left(job)
@@ -345,7 +355,7 @@ class Dispatch:
                 if not job.open:
                     self._end(job)
             else:
-                self._left(None)
+                self._given_left(parcel)
         self._due()
 
     def _keep_busy(self, job: Job) -> None:
@@ -393,7 +403,7 @@ class Dispatch:
         if not done.cancelled() and done.exception() is None:
             self.busy.pop(parcel.name, None)
             if parcel.job is None:
-                self._left(None)
+                self._given_left(parcel)
             self._due()
 
     def _end(self, job: Job) -> None:

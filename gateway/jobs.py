@@ -120,6 +120,11 @@ class Parcel:
         return (self.message if self.job is None else self.job.message).since
 
     @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return len(self.message.raw or b"")
+
+    @property
     def written(self) -> bool:
         """Whether the journal has it."""
         return self.job is None or self.job.expanded

@@ -210,6 +210,8 @@ class Filter(Struct, kw_only=True, frozen=True):
 
 QUEUED_BYTES = 1 << 20
 """How much of one lane is given out at once."""
+ALL_QUEUED_BYTES = 16 << 20
+"""How much of several lanes is given out at once."""
 
 
 class Journal(Protocol):
@@ -254,10 +256,13 @@ class Journal(Protocol):
         """
         ...
 
-    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
+    async def due(
+        self, route: str, exclude: Collection[tuple[str, str]], limit: int, max_bytes: int | None = None
+    ) -> Sequence[Due]:
         """Pending deliveries whose time has come, but those with a (child id, target) in `exclude`; earliest first.
 
-        Their messages have the `since` of their parents.
+        At least one if there is any, at most `limit`, about `max_bytes` of bodies. Their messages have the `since` of
+        their parents.
         """
         ...
 
@@ -266,7 +271,8 @@ class Journal(Protocol):
     ) -> Mapping[tuple[str, str], Sequence[Due]]:
         """The first pending deliveries of each of these lanes (target, key), in their order, due or not.
 
-        At most `limit` of a lane, and about `QUEUED_BYTES` of bodies; none behind one that is damaged.
+        At most `limit` of a lane, about `QUEUED_BYTES` of bodies of each and `ALL_QUEUED_BYTES` of all, so that lanes
+        may be missing; none behind one that is damaged.
         """
         ...
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from gateway.journal import (
     CREDENTIALS,
@@ -154,9 +155,14 @@ class MemoryJournal:
             key=lambda pair: (pair[1].due_at or 0.0, pair[0].turn),
         )
 
-    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
+    async def due(
+        self, route: str, exclude: Collection[tuple[str, str]], limit: int, max_bytes: int | None = None
+    ) -> Sequence[Due]:
         await asyncio.sleep(0)
         due = [(r, d) for r, d in self._pending(route, exclude) if (d.due_at or 0.0) <= self.now()]
+        sizes = accumulate(len(delivery.message.body) for _, delivery in due)
+        if max_bytes is not None:
+            due = due[: 1 + sum(size <= max_bytes for size in sizes)]
         return [
             Due(_copied(delivery), record.delivery_claims.get((delivery.message.id, delivery.target), 0))
             for record, delivery in due[:limit]

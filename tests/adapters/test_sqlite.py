@@ -370,6 +370,24 @@ async def test_of_a_lane_with_large_bodies_a_few_are_given_out(journal: Journal)
     assert len((await journal.queued("r", [("a", "k")], 10))["a", "k"]) == 3
 
 
+async def test_of_many_lanes_with_large_bodies_some_are_given_out(sqlite: Journal) -> None:
+    keys = [f"k{n}" for n in range(24)]
+    for key in keys:
+        parent = message("x" * 1_100_000)
+        await keep(sqlite, parent)
+        await sqlite.advance("r", [Expanded(parent.id, [delivery(parent, key=key)])])
+    assert len(await sqlite.queued("r", [("a", key) for key in keys], 10)) == 16
+
+
+async def test_what_is_due_is_given_out_by_its_bytes_too(journal: Journal) -> None:
+    parents = [message("x" * 1000) for _ in range(6)]
+    await keep(journal, *parents)
+    for parent in parents:
+        await journal.advance("r", [Expanded(parent.id, [delivery(parent, due_at=journal.now())])])
+    given = [len(await journal.due("r", [], 10, max_bytes)) for max_bytes in (None, 10_000, 2500, 0)]
+    assert given == [6, 6, 3, 1]
+
+
 async def test_a_lane_waits_while_its_first_is_tried_again(journal: Journal, clock: ManualClock) -> None:
     one, two, other = message("1"), message("2"), message("other")
     await keep(journal, one, two, other)

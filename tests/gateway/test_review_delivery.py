@@ -218,3 +218,19 @@ async def test_what_failed_before_those_ahead_of_it_waits_for_its_own_time(bench
         await settle(40)
         assert numbers() == [0, 3, 1, 2, 3]
     assert states(bench) == ["delivered"] * 4
+
+
+async def test_of_large_bodies_the_journal_gives_out_no_more_than_memory_may_hold(bench: Bench) -> None:
+    settings = "    limits: {in_memory_size: 3KiB}\n    to: {probe: {}, retry: {attempts: 9, first_wait: 10s}}\n"
+    async with bench.route(settings) as route:
+        script("out").does = raises(PeerError("away"))
+        for n in range(8):
+            await post(route, {"n": n, "text": "x" * 1000})
+        release = held_back()
+        await bench.clock.advance(11)
+        await settle(80)
+        assert len(numbers()) == 8 + 4  # about: the last one goes over it
+        release.set()
+        await settle(200)
+        assert sorted(map(str, numbers()[8:])) == list("01234567")
+    assert states(bench) == ["delivered"] * 8

@@ -99,8 +99,10 @@ class LateJournal(MemoryJournal):
         await self._a_while()
         return found
 
-    async def due(self, route: str, exclude: Collection[tuple[str, str]], limit: int) -> Sequence[Due]:
-        found = await super().due(route, exclude, limit)
+    async def due(
+        self, route: str, exclude: Collection[tuple[str, str]], limit: int, max_bytes: int | None = None
+    ) -> Sequence[Due]:
+        found = await super().due(route, exclude, limit, max_bytes)
         await self._a_while()
         return found
 
