@@ -294,11 +294,11 @@ class Dispatch:
 
     async def _done(self, parcel: Parcel, state: str, attempt: Attempt | None, reason: Reason | None = None) -> None:
         """A parcel is final. Success is written without waiting for it; what went wrong is safe before we go on."""
-        if self.discarded and parcel.parent in self.discarded:
-            self._drop(parcel)
-            return
         if state == "dead" and reason is not None and await self._packing.handed_over(parcel.message, reason):
             state = "discarded"
+        if self.discarded and parcel.parent in self.discarded:  # also while it was handed over
+            self._drop(parcel)
+            return
         if state == "dead" and reason is not None:
             self._inside.dead_letters.note(parcel.message.id, reason.kind, reason.text, reason.place)
         parcel.state, parcel.due_at, parcel.reason = state, None, reason  # type: ignore[assignment]

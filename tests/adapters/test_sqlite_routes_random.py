@@ -18,7 +18,7 @@ from gateway.observe import Observed
 from gateway.route import Route
 from gateway.testing import ManualClock
 from tests.adapters.test_sqlite import opened
-from tests.gateway.probe import plug_in, script
+from tests.gateway.probe import Does, plug_in, script
 
 YAML = """
 version: 1
@@ -63,7 +63,7 @@ class Play:
             await self._with_route(journal, self._until_empty)
             return {state: n for state, n in journal.counts()["r"].items() if n}
 
-    def _sink(self, name: str) -> Callable[[Message], object]:
+    def _sink(self, name: str) -> Does:
         async def does(message: Message) -> None:
             if self._luck.random() < 0.3:
                 await asyncio.sleep(self._luck.random() * 0.002)

@@ -173,6 +173,27 @@ async def test_a_message_that_waits_for_the_steps_of_another_is_not_begun(bench:
     assert states(bench) == ["dead", "discarded", "dead"]
 
 
+async def test_a_replay_is_not_ended_by_the_dead_letter_that_it_was_before(bench: Bench) -> None:
+    """It was being handed over when it was discarded and replayed: the journal has it anew."""
+    async with bench.route(ONE + "    dead_letter: {probe: {name: dead}, name: dlq}\n") as route:
+        script("out").does = raises(PeerError("away"))
+        await post(route, {"n": 1})
+        release = held("dead")
+        script("out").does = raises(MessageError("no"))
+        await bench.clock.advance(11)
+        assert numbers("dead") == [1]
+        one = await discard(bench, route, 1)
+        assert await bench.journal.replay([one], "probe", "me") == 1
+        script("out").does = lambda message: None
+        assert route.delivering is not None
+        route.delivering.poke()
+        await settle(20)
+        release.set()
+        await settle(40)
+        assert numbers() == [1, 1, 1]
+    assert states(bench) == ["delivered"]
+
+
 async def test_the_target_for_dead_letters_does_not_get_it(bench: Bench) -> None:
     async with bench.route(ONE + "    dead_letter: {probe: {name: dead}, name: dlq}\n") as route:
         release = held(error=MessageError("no"))
