@@ -27,6 +27,8 @@ RUN = 32
 """How many parcels of one lane the journal gives out at once, at most: if the first fails, all are written again."""
 AGAIN_S = 1.0
 """How long the journal is left alone when it could not be asked, or could not tell for sure, or nothing can be sent."""
+COUNT_SHARE = 20
+"""How many times as long as it took to count lanes is waited before they are counted again."""
 ENDING_TIMES = 4
 """How many times what may be in memory may wait there for its end to be written."""
 NOTED_S = 1.0
@@ -220,9 +222,11 @@ class Delivering:
         if self._recount or (self._recount_at is not None and self._journal.now() >= self._recount_at):
             self._recount = False
             lanes.begin_count()
+            began = self._journal.now()
             await self._journal.advance(self._route, [])  # what was handed over is counted as well
             exact = lanes.end_count(await self._journal.lanes(self._route), self._dispatch.discarded)
-            self._recount_at = None if exact else self._journal.now() + AGAIN_S
+            now = self._journal.now()
+            self._recount_at = None if exact else now + max(AGAIN_S, COUNT_SHARE * (now - began))
         if not self._dispatch.stopping:
             await self._load_due()
             await self._send_suspects()

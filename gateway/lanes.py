@@ -135,16 +135,20 @@ class Lanes:
         then the next ones go through the journal, while with too few they would overtake. Whether all were counted.
         """
         exact = True
-        for lane in {*pending, *self._parked}:
+        before, moved = self._parked, self._moved or ()
+        parked = self._parked = dict(pending)  # of most lanes nothing is in memory: this must be quick for all of them
+        for lane in {*self._waiting, *moved}:
+            if lane not in pending and lane not in before:
+                continue
             waiting = (one for one in self._waiting.get(lane, ()) if one.job is not None and one.written)
             here = sum(1 for one in waiting if one.parent not in discarded)
             count = pending.get(lane, 0) - here
-            if self._moved is not None and lane in self._moved:
+            if lane in moved:
                 exact = False
-                count = max(count, self._parked.get(lane, 0))
+                count = max(count, before.get(lane, 0))
             if count > 0:
-                self._parked[lane] = count
+                parked[lane] = count
             else:
-                self._parked.pop(lane, None)
+                parked.pop(lane, None)
         self._moved = None
         return exact
