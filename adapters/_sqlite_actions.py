@@ -167,6 +167,13 @@ def _discard(tables: Tables, seq: int, lanes: set[Lane]) -> bool:
     return True
 
 
+def note(tables: Tables, id: str, action: str, by: str, wall_s: float) -> None:
+    """Adds an audit line to a message, if it is there."""
+    seq = _seq(tables, id)
+    if seq is not None:
+        _note(tables, seq, wall_s, by, action)
+
+
 def _note(tables: Tables, seq: int, wall_s: float, by: str, action: str) -> None:
     tables.execute("INSERT INTO actions (seq, line) VALUES (?, ?)", (seq, f"{rfc3339(wall_s)} {by}: {action}"))
     _keep_last(tables, "actions", seq, MAX_ACTIONS)

@@ -188,6 +188,10 @@ class SqliteJournal:
         count: int = await self._call(lambda tables: actions.discard(tables, ids, by, wall_s))
         return count
 
+    async def note(self, id: str, action: str, by: str) -> None:
+        wall_s = self._clock.time()
+        await self._call(lambda tables: actions.note(tables, id, action, by, wall_s))
+
     async def remember(self, scope: str, key: str, value: str, window_s: float, most: int | None = None) -> str:
         kept: str = await self._call(lambda tables: actions.remember(tables, scope, key, value, window_s, most))
         return kept

@@ -329,6 +329,10 @@ class Journal(Protocol):
         """Dead and pending messages become discarded. Returns how many; their bodies are kept until retention."""
         ...
 
+    async def note(self, id: str, action: str, by: str) -> None:
+        """Adds an audit line to a message: what was done on account of it. One that is gone has none."""
+        ...
+
     async def recall(self, scope: str, key: str, most: int | None = None) -> str | None:
         """The value that is kept under this key, if it is still known; None: `remember` would keep a new one."""
         ...

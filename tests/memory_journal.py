@@ -313,6 +313,11 @@ class MemoryJournal:
                 count += 1
         return count
 
+    async def note(self, id: str, action: str, by: str) -> None:
+        record = self._record(id)
+        if record is not None:
+            record.actions.append(f"{by}: {action}")
+
     async def recall(self, scope: str, key: str, most: int | None = None) -> str | None:
         known = [name for name in self._memos if name[0] == scope]
         kept, until = self._memos.get((scope, key), ("", 0.0))

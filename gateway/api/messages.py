@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from gateway.api.intake import TYPE, answered, header_text
 from gateway.api.problems import Problem, deferral, refusal
 from gateway.api.shapes import as_detail, as_row, status_of
 from gateway.documents import did_you_mean
+from gateway.errors import GatewayError
 from gateway.journal import FINAL, REASONS, Detail, Filter
 from gateway.message import Accepted, Deferred, Message, Outcome, Refused, new_id
 from gateway.route import Route
@@ -257,6 +259,9 @@ async def _replay_edited(control: Control, route: Route, detail: Detail, wanted:
         id=new_id(), causation_id=old.id, time_s=control.services.clock.time(), key=None, expires_at_s=None
     )
     outcome = await route.take(message, answers=True, type_=TYPE)
+    if isinstance(outcome, Accepted):
+        with suppress(GatewayError):  # taken it is, and must not look as if it were not
+            await control.services.journal.note(old.id, f"replay edited, as {message.id}", caller.shown)
     answer_ = await answered(control, route, outcome, None, causation_id=old.id)
     log.info(
         "replayed edited",

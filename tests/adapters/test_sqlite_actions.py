@@ -237,6 +237,18 @@ async def test_a_message_that_died_in_its_steps_is_stored_again_behind_the_other
     assert detail.row.state == "delivered"
 
 
+async def test_what_was_done_on_account_of_a_message_is_noted_with_it_by_the_id_of_a_part_too(journal: Journal) -> None:
+    one, child = message("1"), message("1 of 1")
+    await keep(journal, one)
+    await journal.advance("r", [Expanded(one.id, [delivery(one, message=child)])])
+    await journal.note(one.id, "replay edited, as 7", "me")
+    await journal.note(child.id, "replay edited, as 8", "me")
+    await journal.note("unknown", "replay edited, as 9", "me")
+    detail = await journal.find(one.id)
+    assert detail is not None
+    assert [line.partition(" ")[2] for line in detail.actions] == ["me: replay edited, as 7", "me: replay edited, as 8"]
+
+
 async def test_only_dead_deliveries_are_sent_again_as_they_were_written(journal: Journal) -> None:
     one = message("1")
     await keep(journal, one)

@@ -171,6 +171,9 @@ async def test_an_edited_message_is_a_new_one_that_names_the_old(tmp_path: Path)
         assert box("ledger").received[-1].tree == {"id": 2}
         assert (await here.get(f"/messages/{new}"))["causation_id"] == dead
         assert state(here, dead) == "dead"
+        (line,) = (await here.get(f"/messages/{dead}"))["actions"]
+        assert line.startswith("admin@127.0.0.1")
+        assert line.endswith(f": replay edited, as {new}")
 
 
 async def test_an_edited_body_that_no_longer_passes_is_refused_and_nothing_is_stored(tmp_path: Path) -> None:
@@ -179,6 +182,7 @@ async def test_an_edited_body_that_no_longer_passes_is_refused_and_nothing_is_st
         answer = await here.client.post(f"/api/v1/messages/{dead}/replay", json={"body": '{"no": "id"}'})
         assert (answer.status_code, answer.json()["code"]) == (422, "refused")
         assert list(here.journal.records) == [dead]
+        assert (await here.get(f"/messages/{dead}"))["actions"] == []
 
 
 @pytest.mark.parametrize(
