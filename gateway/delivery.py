@@ -257,8 +257,9 @@ class Delivering:
 
     async def _load_stored(self) -> None:
         room = self._limits.in_memory - len(self._jobs) - len(self._suspects.works)
-        room_bytes = self._limits.in_memory_size - self._bytes
-        if room <= 0 or (room_bytes <= 0 and self._jobs):
+        held_bytes = self._bytes + sum(len(work.message.raw or b"") for work in self._suspects.works)
+        room_bytes = self._limits.in_memory_size - held_bytes
+        if room <= 0 or (room_bytes <= 0 and held_bytes):
             return  # whoever leaves memory wakes us
         self._more = False
         known = [*self._jobs, *(work.message.id for work in self._suspects.works)]

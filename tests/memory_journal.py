@@ -139,6 +139,8 @@ class MemoryJournal:
             r for r in self.records.values() if r.route == route and r.state == "stored" and r.message.id not in exclude
         ]
         found.sort(key=lambda record: (-record.message.priority, record.turn))
+        sizes = accumulate(len(record.message.body) for record in found)
+        found = found[: max(1, sum(size <= max_bytes for size in sizes))]
         return [Work(record.message.replace(), record.claims, record.only) for record in found[:limit]]
 
     def _pending(self, route: str, exclude: Collection[tuple[str, str]]) -> list[tuple[Record, Delivery]]:

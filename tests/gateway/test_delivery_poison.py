@@ -166,3 +166,19 @@ async def test_suspects_of_two_routes_do_not_run_at_the_same_time(tmp_path: Path
         await asyncio.wait_for(asked.wait(), 5)
         assert alone.begin(other, asked.set)
         assert bench.states() == ["delivered"]
+
+
+async def test_what_waits_behind_a_suspect_is_bounded_by_its_bytes_too(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ORDERED.replace("    order_by", "    limits: {in_memory_size: 1KiB}\n    order_by"))
+    for number in range(200):
+        await stored(bench, number, "x", claims=0 if number else SUSPECT_CLAIMS)
+    alone, other = Alone(), object()
+    assert alone.begin(other, lambda: None)
+    async with bench.running(alone=alone) as route:
+        await settle(400)
+        assert route.delivering is not None
+        assert 10 < len(route.delivering._suspects.works) < 70
+        alone.end(other)
+        await until(lambda: len(sent("a")) == 200)
+    assert [tree["n"] for tree in sent("a")] == list(range(200))
+    assert bench.states() == ["delivered"] * 200
