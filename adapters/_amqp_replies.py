@@ -8,12 +8,14 @@ import logging
 from adapters._amqp import Link
 from adapters._amqp_frames import Properties
 from adapters._amqp_wire import Channel
-from gateway import Accepted, Deferred, Host, Message, MessageError, PeerError, Shared
+from gateway import Accepted, Host, Message, MessageError, PeerError, Shared
 
 log = logging.getLogger("gateway.amqp")
 
 _AGAIN_S = 1.0
-_TRIES = 2
+_TRIES = 3
+_LOST = 2
+"""After so many lost links a reply is given up: the broker may end the link because of it."""
 
 
 class Replies:
@@ -26,11 +28,11 @@ class Replies:
         self._asked_on = asked_on
         self._channel: asyncio.Future[Channel] | None = None
 
-    async def send(self, outcome: Accepted, reply: Message, asked: Properties) -> Accepted | Deferred:
-        """The outcome once its reply is with the broker. Who asked and is gone needs no reply.
+    async def send(self, outcome: Accepted, reply: Message, asked: Properties) -> None:
+        """Returns once the reply is with the broker, or given up. Who asked and is gone needs no reply.
 
-        Nor does who asks for one at a place for which the broker ends the link each time: the question would come
-        again for ever.
+        Given up is one that the broker does not take, or for which it ends the link each time: with its question given
+        back to the queue the route would run again for it, for ever.
         """
         properties = Properties(
             content_type=reply.content_type,
@@ -38,23 +40,21 @@ class Replies:
             message_id=f"{outcome.id}.reply",
             delivery_mode=1,
         )
-        why = "it can't be written as a reply, now or later"
-        for _ in range(_TRIES):
+        why, tries, lost = "it can't be written as a reply, now or later", 0, 0
+        while tries < _TRIES and lost < _LOST:
+            if tries > lost:
+                await self._host.clock.sleep(_AGAIN_S)
             channel = await self._open()
             try:
                 await channel.room()
                 await channel.publish("", asked.reply_to or "", properties, reply.body, mandatory=False)
+                return
             except PeerError as error:
-                if not error.reconnect:
-                    return Deferred(outcome.id, f"its reply could not be sent: {error}", _AGAIN_S)
-                why = str(error)
+                why, tries, lost = str(error), tries + 1, lost + error.reconnect
             except MessageError:
                 break
-            else:
-                return outcome
         self._host.dropped(1, "reply refused")
         log.warning("reply dropped", extra={"route": self._host.route, "id": outcome.id, "reason": why})
-        return outcome
 
     async def _open(self) -> Channel:
         """The channel for replies; a new one, where the last was lost."""

@@ -123,8 +123,9 @@ class Source(Settings):
 
     `transport` has exchange, routing_key, redelivered and queue; reply_to, user_id, app_id and timestamp where the
     sender set them; x_death_count, x_death_reason and x_death_queue of a message that was dead-lettered before. With
-    `ack: reply` the reply goes to the sender's reply_to before its message is acknowledged. Of a body over the limit
-    the dead letter has the beginning.
+    `ack: reply` the reply goes to the sender's reply_to before its message is acknowledged; one that the broker does
+    not take, tried three times, is given up, counted and logged. Of a body over the limit the dead letter has the
+    beginning.
     """
 
     connection: Connection = Field(description="the broker")
@@ -195,7 +196,7 @@ class Source(Settings):
         outcome: Outcome = await deliver(message)
         number, tag = channel.number, delivery.tag
         if isinstance(outcome, Accepted) and outcome.reply is not None and delivery.properties.reply_to:
-            outcome = await replies.send(outcome, outcome.reply, delivery.properties)
+            await replies.send(outcome, outcome.reply, delivery.properties)
         match outcome:
             case Accepted():
                 channel.settle(frames.ack(number, tag))

@@ -137,6 +137,32 @@ async def test_each_outcome_settles_its_own_delivery(broker: FakeBroker) -> None
     assert (later.delivery_tag, later.requeue) == (1, True)
 
 
+@pytest.mark.parametrize("refusals", [2, 3])
+async def test_a_reply_that_the_broker_refuses_is_tried_again_and_its_question_never_runs_again(
+    broker: FakeBroker, refusals: int
+) -> None:
+    clock = ManualClock()
+    host = FakeHost(clock=clock)
+    broker.confirms = False
+    inbox = Inbox(host, lambda message: Accepted(message.id, reply=Message(raw=b"pong")))
+    async with running(await consuming(broker), inbox, host):
+        await broker.consumed.wait()
+        broker.deliver(b"ping", spec.Basic.Properties(reply_to="answers", correlation_id="c"))
+        for attempt in range(1, refusals + 1):
+            await until(lambda attempt=attempt: len(broker.published) == attempt)  # type: ignore[misc]
+            broker.send(1, spec.Basic.Nack(delivery_tag=attempt))
+            if attempt < 3:
+                await until(lambda: clock.sleeping == 1)
+                await clock.advance(1.0)
+        if refusals < 3:
+            await until(lambda: len(broker.published) == 3)
+            broker.send(1, spec.Basic.Ack(delivery_tag=3))
+        await until(lambda: len(broker.settled) == 1)
+    assert isinstance(broker.settled[0], spec.Basic.Ack)
+    assert len(inbox.messages) == 1
+    assert host.drops == ({"reply refused": 1} if refusals == 3 else {})
+
+
 async def test_an_odd_sender_does_not_end_the_link_of_the_others(broker: FakeBroker) -> None:
     host = FakeHost()
     inbox = Inbox(host)
