@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gateway.language import File, Gateway, Route, checked_name
 from gateway.path import word_of
 from gateway.registry import BROKEN_CONNECTION, read_component
 from gateway.settings import Address, AddressField, Loading, ServerTls, Settings
+from gateway.tls import out_of_date
 
 Loc = tuple[str | int, ...]
 
@@ -74,6 +76,7 @@ class _Reading:
         self._document = document
         self._path = path
         self._complaints: list[Complaint] = []
+        self._notes: list[tuple[Loc, str]] = []
         self._connections: dict[str, Any] = {}
         self._listeners: dict[Address, ServerTls | None] = {}
         self._used: set[str] = set()
@@ -92,7 +95,7 @@ class _Reading:
             self._check_unused()
         if self._complaints or gateway is None:
             raise Complaints(self._complaints)
-        found = notes({name: route.settings for name, route in routes.items()})
+        found = [*self._notes, *notes({name: route.settings for name, route in routes.items()})]
         known = tuple(self._note(self._as_written(place), text) for place, text in found)
         return Config(self._path, gateway, routes, self._connections, self._document.raw, known)
 
@@ -183,9 +186,14 @@ class _Reading:
 
     def _check_tls(self, place: Loc, settings: Any) -> None:
         """Complains of certificates and keys that can't be used: at load, not when the first link is opened."""
-        fault = tls_fault(getattr(settings, "tls", None))
+        tls = getattr(settings, "tls", None)
+        fault = tls_fault(tls)
         if fault is not None:
             self._complain((*place, "tls"), fault)
+        elif tls is not None and tls.certificate is not None:
+            late = out_of_date(tls.certificate, datetime.now(UTC))
+            if late is not None:
+                self._notes.append(((*place, "tls", "certificate"), late))
 
     def _check_unused(self) -> None:
         for name in self._connections:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway.errors import ConfigError
 from gateway.settings import ClientTls, ServerTls
 
 log = logging.getLogger("gateway.tls")
+
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def server_context(tls: ServerTls, *, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
@@ -58,6 +62,55 @@ def client_context(tls: ClientTls | None, *, alpn: tuple[str, ...] = ()) -> ssl.
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
+
+
+def out_of_date(certificate: Path, now: datetime) -> str | None:
+    """Why peers refuse the first certificate of a PEM file today; None: it is within its time, or can't be read."""
+    try:
+        pem = _PEM.search(certificate.read_text("latin-1"))
+        if pem is None:
+            return None
+        begin, end = validity(ssl.PEM_cert_to_DER_cert(pem[0]))
+    except (OSError, ValueError, IndexError):
+        return None
+    if end < now:
+        return f"it expired on {end:%Y-%m-%d}, so that peers refuse it; renew it"
+    if now < begin:
+        return f"it is valid from {begin:%Y-%m-%d}, so that peers refuse it until then; is the clock right?"
+    return None
+
+
+def validity(der: bytes) -> tuple[datetime, datetime]:
+    """When a certificate begins and ends to be valid. RFC 5280 section 4.1.
+
+    Raises:
+        ValueError, IndexError: it is no such certificate.
+    """
+    _, at, _ = _element(der, 0)  # Certificate
+    _, at, _ = _element(der, at)  # its TBSCertificate
+    tag, _, end = _element(der, at)
+    if tag == 0xA0:  # the version, which the first one leaves out
+        at = end
+    for _ in ("serial number", "signature", "issuer"):
+        _, _, at = _element(der, at)
+    _, at, _ = _element(der, at)
+    times = []
+    for _ in ("not before", "not after"):
+        tag, start, at = _element(der, at)
+        text = der[start:at].decode("ascii")
+        if tag == 0x17:  # UTCTime: 00 to 49 are of this century
+            text = ("20" if text < "50" else "19") + text
+        times.append(datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC))
+    return times[0], times[1]
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """Tag of an element of DER, where its content begins, and where it ends. X.690 section 8.1."""
+    length, start = der[at + 1], at + 2
+    if length & 0x80:
+        start += length & 0x7F
+        length = int.from_bytes(der[at + 2 : start], "big")
+    return der[at], start, start + length
 
 
 def _server_context(tls: ServerTls, alpn: tuple[str, ...]) -> ssl.SSLContext:

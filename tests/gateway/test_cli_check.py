@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,36 @@ def test_certificates_and_keys_that_can_not_be_used_are_found_at_load(tmp_path: 
             f"routes.yaml:10:48: routes.orders.steps[0].call.http.tls: {misfit}",
             "routes.yaml:11:50: routes.orders.steps[1].tap.tcp.tls: one.key holds no PEM certificates",
             "routes.yaml:14:53: routes.orders.to[1].mqtt.tls: one.key holds no PEM certificates",
+        ],
+    )
+
+
+EXPIRED = """\
+version: 1
+listeners:
+  "127.0.0.1:8443": {tls: {certificate: old.pem, private_key: old.key}}
+routes:
+  orders:
+    from: {http: {listen: "127.0.0.1:8443"}}
+    to:
+      - mllp: {connect: "127.0.0.1:9", tls: {certificate: old.pem, private_key: old.key}}
+      - http: {url: "https://crm", tls: {certificate: new.pem, private_key: new.key}}
+"""
+
+
+def test_an_expired_certificate_of_ours_is_noted_with_its_place(tmp_path: Path, run: Run) -> None:
+    authority = Authority(tmp_path)
+    authority.issue("old", expires_in=timedelta(days=-2))
+    authority.issue("new")
+    (tmp_path / "routes.yaml").write_text(EXPIRED)
+    code, out, _ = run("check")
+    late = f"it expired on {datetime.now(UTC) - timedelta(days=2):%Y-%m-%d}, so that peers refuse it; renew it"
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "good: 1 route",
+            f"note: routes.yaml:3:41: listeners.127.0.0.1:8443.tls.certificate: {late}",
+            f"note: routes.yaml:8:59: routes.orders.to[0].mllp.tls.certificate: {late}",
         ],
     )
 

@@ -8,13 +8,15 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from gateway import ClientTls, ConfigError, ServerTls, client_context, server_context
+from gateway.tls import out_of_date, validity
 from tests.certificates import Authority, Pair
 
 
@@ -194,3 +196,22 @@ def test_a_file_that_is_gone_is_a_sentence(authority: Authority) -> None:
         server_context(tls)
     with pytest.raises(ConfigError, match=f"^{re.escape(f'tls: {authority.ca} can')}'t be read: No such file"):
         client_context(trusting)
+
+
+@pytest.mark.parametrize("year", [2049, 2050, 2999])
+def test_the_time_of_a_certificate_is_read_as_its_library_reads_it(authority: Authority, year: int) -> None:
+    leaf = authority.issue("leaf", expires_in=datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC) - datetime.now(UTC))
+    pem = leaf.certificate.read_text()
+    begin, end = validity(ssl.PEM_cert_to_DER_cert(pem))
+    known = x509.load_pem_x509_certificate(pem.encode())
+    assert (begin, end) == (known.not_valid_before_utc, known.not_valid_after_utc)
+
+
+def test_a_certificate_of_tomorrow_is_told_and_one_that_is_none_is_not(authority: Authority, tmp_path: Path) -> None:
+    leaf = authority.issue("leaf")
+    told = out_of_date(leaf.certificate, datetime.now(UTC) - timedelta(days=30))
+    assert told is not None
+    assert "is the clock right?" in told
+    assert out_of_date(leaf.certificate, datetime.now(UTC)) is None
+    (tmp_path / "cut.pem").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
+    assert out_of_date(tmp_path / "cut.pem", datetime.now(UTC)) is None
