@@ -8,7 +8,7 @@ its escapes resolved; `""` (two quotes, "delete this") stays that text. A value 
 write as it came is {"raw": …}, as it came. Three keys are there only when they say something: `charset` (a Python
 codec, when it is not what MSH-18 says), `terminator` (when not CR), `unterminated` (the last segment has none).
 
-Byte for byte, but for line ends that are CR here and CR LF there, and blanks before the first segment.
+Byte for byte, but for line ends that are CR here and CR LF there, and blanks and NUL before the first segment.
 """
 
 from __future__ import annotations

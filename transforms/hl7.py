@@ -3,8 +3,9 @@ r"""HL7 v2 in ER7 encoding, `MSH|^~\&|…`: lossless tree and back, and two filt
     steps:
       - map: {patient: "{{ body | hl7('PID-3.1') }}", results: "{{ body | hl7('OBX[*]-5') }}"}
 
-The tree keeps all that came, byte for byte: `{"delimiters": "|^~\\&", "segments": [["PID", null, …], …]}`, each field
-as [repetition][component][subcomponent], null where nothing stands. The filters:
+The tree, `{"delimiters": "|^~\\&", "segments": [["PID", null, …], …]}`, each field as
+[repetition][component][subcomponent], null where nothing stands, keeps all that came, byte for byte, but for blanks
+and NUL before the first segment, and line ends that are CR LF among others that are CR. The filters:
 
 `hl7(path)` reads as engineers say it, counting from 1: `PID-3`, `PID-3[2].4.1`, `OBX[3]-5`, `ZPI-3`. An occurrence,
 repetition, component or subcomponent that is not said is the first, as the standard has it for fields that grew
