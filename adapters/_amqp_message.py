@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from adapters._amqp_frames import Delivery, Properties
-from gateway import JSON, Limits, Message, rfc3339
+from gateway import CUT, JSON, Limits, Message, rfc3339
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -37,6 +37,8 @@ def message_of(delivery: Delivery, *, queue: str, content_type: str | None, limi
         value = getattr(properties, name)
         if value is not None:
             transport[name] = value
+    if len(delivery.body) > limits.message:
+        transport[CUT] = True
     if "x-death" in table:
         transport |= deaths(table["x-death"])
     body, said = delivery.body, content_type or properties.content_type or JSON

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from adapters._folders import Mark, Stamp, append_lines, create_whole, move_into, replace_whole, stamp_of
 from gateway import (
+    CUT,
     JSON,
     Accepted,
     Deferred,
@@ -121,7 +122,9 @@ class Source(Settings):
         if body is None:
             return False
         guessed = self.content_type or mimetypes.guess_type(path.name)[0] or JSON
-        transport = {"file": path.name, "folder": self.folder.name}
+        transport: dict[str, Any] = {"file": path.name, "folder": self.folder.name}
+        if len(body) > host.limits.message:
+            transport |= {CUT: True}
         message = Message(raw=body, content_type=guessed, subject=path.name, transport=transport)
         while True:
             outcome = await deliver(message)

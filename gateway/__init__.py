@@ -6,6 +6,7 @@ from gateway.expressions import PLACE, Expression, PathTemplate, Template, Topic
 from gateway.faults import link_fault
 from gateway.limits import Limits
 from gateway.message import (
+    CUT,
     JSON,
     Accepted,
     Deferred,
@@ -45,6 +46,7 @@ from gateway.tls import client_context, server_context
 from gateway.workers import Workers
 
 __all__ = [
+    "CUT",
     "JSON",
     "PLACE",
     "Accepted",

@@ -15,8 +15,8 @@ from itertools import takewhile
 from gateway.dispatch import Dispatch
 from gateway.errors import INTERNAL, GatewayError
 from gateway.jobs import Job, Parcel
-from gateway.journal import Attempted, Due, Finished, JournalBrokenError, Reason, Work
-from gateway.message import Message
+from gateway.journal import BEGINNING, Attempted, Due, Finished, JournalBrokenError, Reason, Work
+from gateway.message import CUT, Message
 from gateway.suspects import POISON_CLAIMS, SUSPECT_CLAIMS, Suspects
 from gateway.target import Inside
 
@@ -292,7 +292,9 @@ class Delivering:
 
     def _take_work(self, work: Work) -> None:
         work.message.formats = self._inside.formats
-        self._take(Job(work.message, work.only))
+        job = Job(work.message, work.only)
+        job.reason = BEGINNING if CUT in work.message.transport else None  # it was replayed
+        self._take(job)
 
     def _known_deliveries(self) -> list[tuple[str, str]]:
         return [*self._dispatch.busy, *(_name(item) for item in self._suspects.deliveries)]

@@ -53,6 +53,14 @@ class Reason(Struct, frozen=True):
         return self.text if self.told is None else self.told
 
 
+BEGINNING = Reason(
+    "too_large",
+    "only the beginning of its body was kept, as it was over the limit; have it sent again once limits.message is "
+    "raised, or send it edited, with a whole body, or discard it",
+)
+"""Why a message that was too large to be read whole is not sent again."""
+
+
 class Attempt(Struct, frozen=True):
     """One try to send."""
 

@@ -27,6 +27,9 @@ Tree: TypeAlias = dict[str, Any] | list[Any] | str | int | float | Decimal | boo
 
 JSON = "application/json"
 
+CUT = "cut"
+"""In `transport` of a message that was too large to be read whole: its body is the beginning, and is never sent on."""
+
 
 class Formats(Protocol):
     """How a body's bytes become a tree and back, chosen by content type. The engine lends it to each message."""

@@ -27,6 +27,8 @@ class Packing:
 
     async def pack(self, job: Job) -> None:
         """Runs its steps and those of its targets: then it has its parcels, or the reason why there are none."""
+        if job.reason is not None:
+            return  # it was known before
         outs = (job.message,) if self._inside.steps.empty else await self._outs(job)
         failpoint("steps.inside")
         if outs and self._only is not None and job.only is None:

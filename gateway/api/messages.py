@@ -18,8 +18,8 @@ from gateway.api.problems import Problem, deferral, refusal
 from gateway.api.shapes import as_detail, as_row, status_of
 from gateway.documents import did_you_mean
 from gateway.errors import GatewayError
-from gateway.journal import FINAL, REASONS, Detail, Filter
-from gateway.message import Accepted, Deferred, Message, Outcome, Refused, new_id
+from gateway.journal import BEGINNING, FINAL, REASONS, Detail, Filter
+from gateway.message import CUT, Accepted, Deferred, Message, Outcome, Refused, new_id
 from gateway.route import Route
 from gateway.settings import size
 
@@ -197,6 +197,7 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
         Problem: it can't be sent again now (409), or the route does not take it.
     """
     row, journal = detail.row, control.services.journal
+    _check_whole(detail)
     if route.delivering is None:
         if row.state != "dead":
             raise Problem(409, "not_final", f"the message is {status_of(row)}: only a dead one can be sent again here")
@@ -218,6 +219,12 @@ async def replay_one(control: Control, route: Route, detail: Detail, target: str
             text = f"nothing of it was for the target {target}" + (f"; it was for {were}" if were else "")
         raise Problem(409, "nothing_to_replay", text)
     poke(route)
+
+
+def _check_whole(detail: Detail) -> None:
+    """The beginning of what was too large is not sent as what came."""
+    if CUT in detail.message.transport:
+        raise Problem(409, "too_large", BEGINNING.text)
 
 
 def _check_intact(detail: Detail) -> None:
@@ -252,12 +259,15 @@ async def _replay_edited(control: Control, route: Route, detail: Detail, wanted:
     if wanted.target is not None:
         raise Problem(422, "invalid", "target: an edited message is a new one and goes to all targets; leave it out")
     if wanted.body is None:
+        _check_whole(detail)
         _check_intact(detail)
     old = detail.message
     edited = old.body if wanted.body is None else _bytes(wanted.body)
     message = old.with_body(edited, wanted.content_type).replace(
         id=new_id(), causation_id=old.id, time_s=control.services.clock.time(), key=None, expires_at_s=None
     )
+    if CUT in old.transport:
+        message.transport = {name: value for name, value in old.transport.items() if name != CUT}
     outcome = await route.take(message, answers=True, type_=TYPE)
     if isinstance(outcome, Accepted):
         with suppress(GatewayError):  # taken it is, and must not look as if it were not

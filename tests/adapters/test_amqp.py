@@ -196,6 +196,11 @@ def test_a_compressed_body_is_opened_within_the_limits_or_named_as_what_it_is(
     assert message.transport["content_encoding"] == encoding
 
 
+@pytest.mark.parametrize(("size", "cut"), [(10, None), (11, True)])
+def test_a_body_over_the_limit_is_marked_as_cut(size: int, cut: bool | None) -> None:
+    assert taken(body=b"x" * size, limits=Limits(message="10B")).transport.get("cut") is cut
+
+
 def test_a_source_that_knows_better_says_the_content_type() -> None:
     assert taken(content_type="text/xml").content_type == "text/xml"
     assert taken(content_type="text/xml").headers == {}
