@@ -55,6 +55,23 @@ async def test_times_that_pass_while_one_is_on_its_way_are_left_out() -> None:
     assert inbox.messages[0].id == inbox.messages[1].id
 
 
+async def test_what_each_message_takes_does_not_add_up() -> None:
+    clock = ManualClock(START_S)
+    host = FakeHost(clock=clock)
+
+    async def outcome(message: Message) -> Outcome:
+        await clock.sleep(3)
+        return Accepted(message.id)
+
+    inbox = Inbox(host, outcome)
+    async with running(timer.Source.model_validate({"every": "10s"}), inbox, host):
+        await settle()
+        for _ in range(41):
+            await clock.advance(1)
+    times = [message.tree["time"] for message in inbox.messages]  # type: ignore[index,call-overload]
+    assert times == [rfc3339(START_S + 10 * n) for n in (1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
