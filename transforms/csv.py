@@ -93,7 +93,7 @@ class Format(Settings):
         names = self._names(tree)
         out = io.StringIO(newline="")
         writer = csv.writer(out, delimiter=self.delimiter, quotechar=self.quote, lineterminator="\r\n")
-        if self.header is True and names is not None:
+        if self.header is True and names:  # of no rows nobody knows the columns
             writer.writerow([self._guarded(name) for name in names])
         for number, row in enumerate(tree, 1):
             writer.writerow(self._fields(row, names, number))

@@ -31,6 +31,10 @@ def test_without_header_a_row_is_a_list() -> None:
     assert parse(b"", header=False) == []
 
 
+def test_no_rows_are_an_empty_body_and_no_empty_line() -> None:
+    assert Format().format([]) == b""
+
+
 def test_quote_and_charset_can_be_said() -> None:
     assert parse(b"a\n'\xe9,x'\n", "text/csv; charset=latin-1", quote="'") == [{"a": "é,x"}]
     assert parse(b"a\n\xe9\n", charset="latin-1") == [{"a": "é"}]
