@@ -52,6 +52,7 @@ class Wire(asyncio.Protocol):
         "_headers",
         "_limits",
         "_loop",
+        "_more",
         "_parser",
         "_reply",
         "_size",
@@ -84,6 +85,7 @@ class Wire(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._size = 0
         self._body = b""
+        self._more: bytearray | None = None
         self._until_close = False
 
     def ask(self, request: bytes, *, without_body: bool) -> asyncio.Future[Answer]:
@@ -186,7 +188,13 @@ class Wire(asyncio.Protocol):
         self._size += len(body)
         if self._size > self._limits.message:
             raise WireError(self._too_large())
-        self._body = self._body + body if self._body else body
+        if self._more is not None:  # not bytes and bytes: of small chunks, each would copy all before it
+            self._more += body
+        elif self._body:
+            self._more = bytearray(self._body)
+            self._more += body
+        else:
+            self._body = body
 
     def on_message_complete(self) -> None:
         if self._status < 200:
@@ -201,7 +209,7 @@ class Wire(asyncio.Protocol):
 
     def _answered(self) -> None:
         reply, self._reply = self._reply, None
-        answer = Answer(self._status, self._headers, self._body)
+        answer = Answer(self._status, self._headers, self._body if self._more is None else bytes(self._more))
         self._begin()
         if reply is not None and not reply.done():
             reply.set_result(answer)

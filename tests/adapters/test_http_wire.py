@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -129,6 +130,17 @@ async def test_an_answer_may_come_byte_by_byte() -> None:
 
     async with serving(talk) as server, pooled(server) as pool:
         assert await ask(pool) == Answer(200, {"content-length": "2"}, b"ok")
+
+
+async def test_an_answer_in_very_many_chunks_holds_up_nobody() -> None:
+    count = 100_000
+    answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"40\r\n%b\r\n" % (b"x" * 64) * count
+    async with serving(saying(answer + b"0\r\n\r\n")) as server:
+        began_s = time.process_time()
+        async with pooled(server, limits=Limits(message="8MiB"), timeout_s=60.0) as pool:
+            assert (await ask(pool)).body == b"x" * 64 * count
+    # Where each chunk was added to a copy of those before it, this took 20 s and more.
+    assert time.process_time() - began_s < 5
 
 
 async def test_headers_of_one_name_are_joined() -> None:
