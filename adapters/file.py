@@ -42,7 +42,8 @@ class Source(Settings):
 
     A file is read when it did not change for `settle`; names that begin with a dot or end in `.part` or `.tmp` are
     left alone, so that who writes may rename when it is complete. Files go in the order of their names. One that is
-    written anew before it could move stays, and becomes a message of its own.
+    written anew before it could move stays, and becomes a message of its own. One that can't be read stays, too: the
+    others go on, and the source is down with its name.
     """
 
     folder: Folder = Field(description="the folder to watch; made if it is missing")
@@ -74,14 +75,21 @@ class Source(Settings):
             await asyncio.to_thread(self._make_folders)
             ready()
             while True:
+                unread: OSError | None = None
                 for path, stamp in await asyncio.to_thread(self._settled, seen, host.clock.monotonic()):
-                    if await self._take(path, stamp, host, deliver):
+                    try:
+                        body = await asyncio.to_thread(_read, path, stamp, host.limits.message + 1)
+                    except OSError as error:  # it must not stand in the way of those behind it
+                        unread = unread or error
+                        continue
+                    if body is not None and await self._take(path, stamp, body, host, deliver):
                         seen.pop(path, None)
+                if unread is not None:
+                    raise unread
                 await host.clock.sleep(self.every)
         except OSError as error:
-            raise PeerError(
-                f"file {self.folder.name}: {error.strerror}; may this process read and write there?"
-            ) from error
+            where = self.folder.name if error.filename is None else Path(error.filename).name
+            raise PeerError(f"file {where}: {error.strerror}; may this process read and write there?") from error
 
     def _make_folders(self) -> None:
         for folder in (self.folder, self._done, self._failed):
@@ -116,11 +124,8 @@ class Source(Settings):
             del seen[gone]
         return settled
 
-    async def _take(self, path: Path, stamp: Stamp, host: Host, deliver: Deliver) -> bool:
-        """Whether the file was taken; not when it has changed since it was looked at: then it has to settle anew."""
-        body = await asyncio.to_thread(_read, path, stamp, host.limits.message + 1)
-        if body is None:
-            return False
+    async def _take(self, path: Path, stamp: Stamp, body: bytes, host: Host, deliver: Deliver) -> bool:
+        """Whether the file was taken; not when it has changed since it was read: then it has to settle anew."""
         guessed = self.content_type or mimetypes.guess_type(path.name)[0] or JSON
         transport: dict[str, Any] = {"file": path.name, "folder": self.folder.name}
         if len(body) > host.limits.message:
@@ -167,12 +172,19 @@ async def _to_its_end(moving: Coroutine[Any, Any, T]) -> T:
 
 
 def _read(path: Path, stamp: Stamp, most: int) -> bytes | None:
-    """What is in a file; None: it is not the one that was looked at any more, or changed while it was read."""
+    """What is in a file; None: it is not the one that was looked at any more, or changed while it was read.
+
+    Raises:
+        OSError: it can't be read; with its name.
+    """
     try:
         with path.open("rb") as file:
             body = file.read(most)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        error.filename = str(path)  # a failed read does not say it
+        raise
     return body if stamp_of(path) == stamp else None
 
 

@@ -45,6 +45,18 @@ async def test_a_file_is_read_once_it_is_settled_and_moved_to_done(tmp_path: Pat
     assert not (tmp_path / "a.json").exists()
 
 
+async def test_a_file_that_can_not_be_read_is_named_and_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+    inbox = Inbox(host)
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # a file that nobody may read the beginning of
+    (tmp_path / "b.txt").write_bytes(b"good")
+    async with running(source(tmp_path, settle="0s"), inbox, host) as task:
+        with pytest.raises(PeerError, match=r"^file a\.txt: Input/output error; may this process read"):
+            await task
+    assert [message.body for message in inbox.messages] == [b"good"]
+    assert (tmp_path / "a.txt").is_symlink()
+
+
 async def test_a_file_that_still_grows_is_left_alone(tmp_path: Path) -> None:
     host = FakeHost(clock=ManualClock())
     inbox = Inbox(host)
