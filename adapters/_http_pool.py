@@ -11,6 +11,8 @@ from adapters._turn import Turn
 from gateway import Address, Limits
 
 _SWEEP_S = 5.0
+_STALE_S = 1.0
+"""That a server has closed a connection that was idle is known after a round trip. Later it may have begun to act."""
 
 
 class ConnectError(Exception):
@@ -58,24 +60,33 @@ class Pool:
     async def ask(self, request: bytes, *, without_body: bool = False) -> Answer:
         """Sends a whole request and returns its answer. Cancelling it ends its connection.
 
+        A server may close a connection that was idle at the moment when it is used again: then the request is sent
+        once more, on another one. It carries an Idempotency-Key. RFC 9110 section 9.2.2, RFC 9112 section 9.3.1.
+
         Raises:
             WireError: there was no good answer.
             ConnectError: there was no connection; its cause says why.
         """
         wire = self._taken() or await self._awaited()
-        reply = wire.ask(request, without_body=without_body)
-        self._asked[reply] = (self._loop.time() + self._timeout_s, wire)
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._too_late)
-        try:
-            return await reply
-        except asyncio.CancelledError:
-            if reply.cancelled():
-                wire.end(WireError("nobody waits for it any more"))
-            raise
-        finally:
-            del self._asked[reply]
-            self._give_back(wire)
+        while True:
+            began, stale_s = self._loop.time(), _STALE_S if wire.used else 0.0
+            reply = wire.ask(request, without_body=without_body)
+            self._asked[reply] = (began + self._timeout_s, wire)
+            if self._timer is None:
+                self._timer = self._loop.call_later(self._timeout_s, self._too_late)
+            try:
+                return await reply
+            except asyncio.CancelledError:
+                if reply.cancelled():
+                    wire.end(WireError("nobody waits for it any more"))
+                raise
+            except WireError as error:
+                if not error.unheard or self._loop.time() - began >= stale_s:
+                    raise
+            finally:
+                del self._asked[reply]
+                self._give_back(wire)
+            wire = await self._awaited()
 
     def close(self) -> None:
         """Ends all connections; who waits hears that the sink was closed."""

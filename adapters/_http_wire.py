@@ -23,11 +23,13 @@ class WireError(Exception):
     """A request had no answer, for the reason that the text says.
 
     late: the time for it was over, and the server may have acted on it.
+    unheard: the connection was lost before the first byte of an answer.
     """
 
-    def __init__(self, text: str, *, late: bool = False) -> None:
+    def __init__(self, text: str, *, late: bool = False, unheard: bool = False) -> None:
         super().__init__(text)
         self.late = late
+        self.unheard = unheard
 
 
 class Answer(NamedTuple):
@@ -63,6 +65,7 @@ class Wire(asyncio.Protocol):
         "_without_body",
         "idle_since",
         "usable",
+        "used",
     )
 
     def __init__(self, limits: Limits, turn: Turn, ended: Callable[[Wire], None]) -> None:
@@ -76,6 +79,8 @@ class Wire(asyncio.Protocol):
         self._without_body = False
         self.usable = True
         """It can take one more request once it is free."""
+        self.used = False
+        """It has brought an answer."""
         self.idle_since = 0.0
         self._begin()
 
@@ -97,7 +102,7 @@ class Wire(asyncio.Protocol):
         self._without_body = without_body
         transport = self._transport
         if transport is None or transport.is_closing():  # uvloop raises on a write to what is closed
-            self.end(WireError(self._why_closed(None)))
+            self.end(WireError(self._why_closed(None), unheard=True))
         else:
             self._turn.write(transport, request)
         return reply
@@ -121,7 +126,7 @@ class Wire(asyncio.Protocol):
         self._transport = None
         if self._until_close and exc is None:
             self._answered()
-        self.end(WireError(self._why_closed(exc)))
+        self.end(WireError(self._why_closed(exc), unheard=not self._begun))
         self._ended(self)
 
     def eof_received(self) -> None:
@@ -202,6 +207,7 @@ class Wire(asyncio.Protocol):
             if self._status == 101:
                 raise WireError("it switched to another protocol, which nobody had asked for")
             self._begin()
+            self._begun = True
         else:
             if not self._parser.should_keep_alive():
                 self.usable = False
@@ -211,6 +217,7 @@ class Wire(asyncio.Protocol):
         reply, self._reply = self._reply, None
         answer = Answer(self._status, self._headers, self._body if self._more is None else bytes(self._more))
         self._begin()
+        self.used = True
         if reply is not None and not reply.done():
             reply.set_result(answer)
 

@@ -220,6 +220,42 @@ async def test_a_connection_that_the_server_closed_while_idle_is_not_used() -> N
             await asyncio.sleep(0.01)  # its end has to come through
 
 
+async def test_a_connection_that_the_server_closes_as_it_is_used_again_costs_no_request() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.read(reader)
+        writer.write(OK)
+        await server.read(reader)  # and closes: to who asked it looks as if it had been closed while idle
+
+    async with serving(talk) as server, pooled(server) as pool:
+        answers = [await ask(pool) for _ in range(5)]
+    assert [answer.body for answer in answers] == [b"ok"] * 5
+
+
+async def test_a_new_connection_that_brings_no_answer_is_a_failed_request() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.read(reader)
+
+    async with serving(talk) as server, pooled(server) as pool:
+        with pytest.raises(WireError, match="it closed the connection without an answer"):
+            await ask(pool)
+        assert server.requests == 1
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 2", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+async def test_a_request_whose_answer_has_begun_is_not_sent_again(said: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.read(reader)
+        writer.write(OK)
+        await server.read(reader)
+        writer.write(said)
+
+    async with serving(talk) as server, pooled(server) as pool:
+        await ask(pool)
+        with pytest.raises(WireError, match="it closed the connection inside its answer"):
+            await ask(pool)
+        assert server.requests == 2
+
+
 async def test_what_nobody_asked_for_is_never_an_answer() -> None:
     async with serving(saying(OK + OK, OK)) as server, pooled(server) as pool:
         assert (await ask(pool)).body == b"ok"
