@@ -24,6 +24,8 @@ Stamp = tuple[int, int, int]
 def append_lines(path: Path, lines: bytes) -> None:
     """Appends and syncs the file, and its folder when the file is new. Half a line is never left behind.
 
+    Half a line that is there, after a power cut or by another's hand, is ended first: it must not spoil one of ours.
+
     Raises:
         PeerError: the disk did not take it.
     """
@@ -33,7 +35,7 @@ def append_lines(path: Path, lines: bytes) -> None:
         try:
             before = os.fstat(file).st_size
             try:
-                _write_all(file, lines)
+                _write_all(file, b"\n" + lines if before and _ends_inside_a_line(path) else lines)
                 os.fsync(file)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -47,6 +49,13 @@ def append_lines(path: Path, lines: bytes) -> None:
         raise PeerError(
             f"file {path.name}: {error.strerror}; is the disk full, or the folder not ours to write?"
         ) from error
+
+
+def _ends_inside_a_line(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:  # one that we may only write to is left as it is
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+    return False
 
 
 class Mark(NamedTuple):

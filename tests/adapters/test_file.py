@@ -180,6 +180,17 @@ async def test_a_name_that_is_taken_in_done_gets_a_number(tmp_path: Path) -> Non
     assert (tmp_path / "done" / "a.json").read_bytes() == b"earlier"
 
 
+async def test_half_a_line_that_is_there_does_not_spoil_the_next(tmp_path: Path) -> None:
+    host = FakeHost()
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": ')  # as a power cut may leave it
+    sink = file.Sink.model_validate({"path": str(path)})
+    async with sink.open(host) as send:
+        await send(arriving(host, b'{"n": 2}'))
+        await send(arriving(host, b'{"n": 3}'))
+    assert path.read_bytes() == b'{"n": 1}\n{"n": \n{"n": 2}\n{"n": 3}\n'
+
+
 async def test_append_writes_one_line_a_message(tmp_path: Path) -> None:
     host = FakeHost()
     sink = file.Sink.model_validate({"path": str(tmp_path / "deep" / "out.jsonl")})
