@@ -72,7 +72,7 @@ class Source(Settings):
         """
         seen: dict[Path, tuple[Stamp, float]] = {}
         try:
-            await asyncio.to_thread(self._make_folders)
+            await _to_its_end(asyncio.to_thread(self._make_folders))
             ready()
             while True:
                 unread: OSError | None = None
@@ -162,7 +162,7 @@ class Source(Settings):
 
 
 async def _to_its_end(moving: Coroutine[Any, Any, T]) -> T:
-    """Waits also when cancelled: a thread goes on, and who watches the folder next must not find the file there."""
+    """Waits also when cancelled: a thread goes on, and who comes next must find the folder as it stays."""
     task = asyncio.ensure_future(moving)
     try:
         return await asyncio.shield(task)

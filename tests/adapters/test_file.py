@@ -336,3 +336,27 @@ async def test_a_stop_waits_for_a_move_that_has_begun(tmp_path: Path, monkeypatc
         go_on.set()
         await asyncio.wait({task})
     assert (tmp_path / "done" / "a.json").exists()
+
+
+async def test_a_stop_waits_for_the_folders_that_are_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, go_on = threading.Event(), threading.Event()
+    mkdir = Path.mkdir
+
+    def slow(path: Path, *args: Any, **more: Any) -> None:
+        making.set()
+        go_on.wait(5)
+        mkdir(path, *args, **more)
+
+    monkeypatch.setattr(Path, "mkdir", slow)
+    host = FakeHost()
+    task = asyncio.create_task(source(tmp_path / "in").run(host, Inbox(host), lambda: None))
+    await until(making.is_set)
+    task.cancel()
+    await settle()
+    assert not task.done(), "who takes the folder away now finds it made again"
+    go_on.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["done", "failed"]
