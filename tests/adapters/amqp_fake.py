@@ -103,11 +103,11 @@ class FakeBroker:
         self.send_raw(b"".join(pamqp.frame.marshal(frame, number) for frame in frames))
 
     def send_raw(self, data: bytes) -> None:
-        """Sends these bytes."""
-        if self._held is None:
-            self._writer.write(data)
-        else:
+        """Sends these bytes; to who is gone already, nothing."""
+        if self._held is not None:
             self._held.append(data)
+        elif not self._writer.is_closing():
+            self._writer.write(data)
 
     @contextmanager
     def holding(self, held: list[bytes]) -> Iterator[None]:

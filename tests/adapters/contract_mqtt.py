@@ -60,8 +60,8 @@ class Broker:
     def release(self) -> None:
         self.holding = False
         for writer in self._open:
-            for ack in self._held:
-                writer.write(ack)
+            if not writer.is_closing():
+                writer.writelines(self._held)
         self._held.clear()
 
     def _pump(self) -> None:

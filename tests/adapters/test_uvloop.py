@@ -1,9 +1,10 @@
-"""Each adapter with sockets of its own, on the loop that the gateway runs on: its transports are no asyncio.Transport."""
+"""Each adapter with sockets of its own, on each loop that the gateway may run on: uvloop, or asyncio's without it."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ ENDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("kind", ENDS)
-def test_what_a_sink_sends_a_source_takes_and_answers(tmp_path: Path, kind: str, secure: bool) -> None:
+def test_what_a_sink_sends_a_source_takes_and_answers(
+    tmp_path: Path, kind: str, secure: bool, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
     word, taking, sending, body = ENDS[kind]
     authority = Authority(tmp_path)
     pair = authority.issue("server")
@@ -52,4 +56,4 @@ def test_what_a_sink_sends_a_source_takes_and_answers(tmp_path: Path, kind: str,
                 await send(arriving(host, body))
             assert [message.body for message in await inbox.wait(3)] == [body] * 3
 
-    uvloop.run(work())
+    run(work())
