@@ -36,6 +36,7 @@ KNOWN: dict[str, set[str] | None] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # dozens of processes; each of them has a limit of its own
 @pytest.mark.parametrize("page", TOURS)
 async def test_a_tour_works_as_written(page: str, tmp_path: Path) -> None:
     await Walk(tmp_path).through(page, SERVED.get(page))
