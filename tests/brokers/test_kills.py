@@ -22,6 +22,7 @@ from tests.playground import Playground
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(240)]
 
 MESSAGES = 10_000
+AT_ONCE = 16
 BRIDGE = """\
 version: 1
 routes:
@@ -52,7 +53,7 @@ class Devices:
                 continue
             try:
                 async with opened(sink, self._host) as send, asyncio.TaskGroup() as tasks:
-                    for _ in range(16):
+                    for _ in range(AT_ONCE):
                         tasks.create_task(self._say(send))
             except* PeerError:
                 await asyncio.sleep(0.05)
@@ -118,6 +119,7 @@ async def test_every_message_that_was_acknowledged_is_delivered_or_pending_when_
             rabbitmq.kill()
             starting = asyncio.create_task(asyncio.to_thread(rabbitmq.start))
             await devices.reached(5_000)
+            unread = len(devices.acknowledged) - app.services.observed.route("bridge").received
             broker.kill()
             await broker.start()
             await starting
@@ -144,8 +146,8 @@ async def test_every_message_that_was_acknowledged_is_delivered_or_pending_when_
     assert pending == set()
     assert confirmed <= taken
     assert bodies <= devices.acknowledged
-    # What lay in Mosquitto's memory when it was killed, unread by us.
-    assert len(forgotten) < 2_000
+    # What lay in Mosquitto's memory when it was killed, unread by us; of what devices sent just then we had some first.
+    assert len(forgotten) <= unread + AT_ONCE
 
 
 def subscribed(app: App) -> bool:
