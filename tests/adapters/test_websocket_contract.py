@@ -118,7 +118,7 @@ class ServerSource(ConfirmedBench):
             await self.leave()
             with suppress(OSError, InvalidHandshake, ConnectionClosed):
                 self._client = await connect(
-                    f"ws://127.0.0.1:{self.port}/in", proxy=None, ping_interval=None, close_timeout=1
+                    f"ws://127.0.0.1:{self.port}/in", proxy=None, ping_interval=None, close_timeout=0.1
                 )
                 self._reading = asyncio.create_task(self._read(self._client))
             await asyncio.sleep(0.001)
