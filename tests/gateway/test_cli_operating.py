@@ -19,6 +19,7 @@ from gateway.cli import main
 from gateway.commands.watching import events_in
 from gateway.config import load
 from gateway.errors import MessageError
+from tests.conftest import loop_of_the_gateway
 
 ROUTES = """\
 version: 1
@@ -87,7 +88,7 @@ def gateway_at(file: Path) -> Iterator[tuple[App, str]]:
     found: list[tuple[App, str]] = []
     failed: list[BaseException] = []
     ready, stop = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
+    loop = loop_of_the_gateway()
 
     async def serve() -> None:
         async with running(load(file)) as app, serving(app) as place:
