@@ -21,6 +21,8 @@ log = logging.getLogger("gateway.delivery")
 
 ANSWER_BYTES = 200
 """How much of a target's answer is kept in the history."""
+EXPIRED_S = 0.001
+"""So long after its deadline a message has surely expired."""
 SET_S = 1.0
 """A clock that is wrong by less is not taken for one that was set."""
 
@@ -325,7 +327,9 @@ class Dispatch:
         if self.discarded and parcel.parent in self.discarded:
             self._drop(parcel)
             return
-        parcel.due_at = self._journal.now() + wait_s
+        now = self._journal.now()
+        # once its deadline has passed it is not sent any more: it must not hold up its lane for longer
+        parcel.due_at = now + min(wait_s, max(parcel.message.left_s(now), 0.0) + EXPIRED_S)
         if attempt is not None and parcel.job is not None and not parcel.job.expanded:
             parcel.job.attempts.append(attempt)
             attempt = None

@@ -234,3 +234,20 @@ async def test_of_large_bodies_the_journal_gives_out_no_more_than_memory_may_hol
         await settle(200)
         assert sorted(map(str, numbers()[8:])) == list("01234567")
     assert states(bench) == ["delivered"] * 8
+
+
+async def test_what_expires_while_it_waits_for_a_retry_holds_up_its_lane_no_longer(bench: Bench) -> None:
+    settings = "    expire_after: 20s\n    order_by: body.k\n    to: {probe: {}, retry: {first_wait: 100s}}\n"
+    async with bench.route(settings) as route:
+        script("out").does = raises(PeerError("away"))
+        await post(route, {"k": "x", "n": 1})
+        await bench.clock.advance(10)
+        await post(route, {"k": "x", "n": 2})
+        script("out").does = lambda message: None
+        await bench.clock.advance(9.9)
+        await settle(40)
+        assert (numbers(), states(bench)) == ([1], ["pending", "pending"])
+        await bench.clock.advance(0.2)
+        await settle(40)
+        assert numbers() == [1, 2]
+    assert states(bench) == ["expired", "delivered"]
