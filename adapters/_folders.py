@@ -108,7 +108,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def _part(path: Path, body: bytes, mark: Mark | None) -> Iterator[Path]:
     """A file beside `path`, with these bytes, synced; gone at the end of the context unless it was renamed."""
-    part = path.with_name(f".{path.name}.{threading.get_ident()}.part")
+    # of the name no more than leaves room for the rest: 255 bytes are possible
+    part = path.with_name(f".{path.name[:50]}.{threading.get_ident()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

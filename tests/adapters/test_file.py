@@ -215,6 +215,16 @@ async def test_create_makes_a_file_for_each_and_refuses_a_name_that_is_there(tmp
     assert (tmp_path / "A1.json").read_bytes() == b'{"id":"A1"}'
 
 
+@pytest.mark.parametrize("mode", ["create", "replace"])
+@pytest.mark.parametrize("name", ["n" * 251, "\u20ac" * 83])
+async def test_a_name_may_be_as_long_as_a_file_name_can_be(tmp_path: Path, mode: str, name: str) -> None:
+    host = FakeHost()
+    sink = file.Sink.model_validate({"path": f"{tmp_path}/{{{{ body }}}}.txt", "mode": mode})
+    async with sink.open(host) as send:
+        await send(arriving(host, f'"{name}"'.encode()))
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.txt"]
+
+
 def created(folder: Path) -> file.Sink:
     return file.Sink.model_validate({"path": f"{folder}/{{{{ body.id }}}}.json", "mode": "create"})
 
