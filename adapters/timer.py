@@ -12,6 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway import JSON, Deferred, Deliver, Duration, Host, Message, Settings, rfc3339
 
+_LOOK_S = 30.0
+"""Time between two looks at the machine's clock, which may be set: after a start without a clock by decades."""
+
 
 class Source(Settings):
     """Makes a message at fixed times. Its body is `{"time": "2026-11-21T06:00:00.000Z", "count": 1}`.
@@ -56,9 +59,9 @@ class Source(Settings):
         count = 0
         due_s = self._next(host.clock.time())
         while True:
-            await host.clock.sleep(max(due_s - host.clock.time(), 0.0))
+            await host.clock.sleep(min(max(due_s - host.clock.time(), 0.0), _LOOK_S))
             now_s = host.clock.time()
-            if now_s < due_s:  # the machine's clock was set back, or the sleep was short
+            if now_s < due_s:  # not yet, or the machine's clock was set back
                 due_s = min(due_s, self._next(now_s))
                 continue
             count += 1

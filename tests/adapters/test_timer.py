@@ -87,6 +87,20 @@ def test_settings_that_say_no_time_are_refused(settings: dict[str, str], text: s
         timer.Source.model_validate(settings)
 
 
+async def test_a_clock_that_is_set_right_after_the_start_is_noticed_before_the_old_time_comes() -> None:
+    clock = ManualClock(0.0)  # as of a machine without a clock of its own
+    host = FakeHost(clock=clock)
+    inbox = Inbox(host)
+    async with running(timer.Source(cron="0 6 * * *"), inbox, host):
+        await settle()
+        clock.set_by_s = START_S - 86_400
+        await clock.advance(30)
+        inbox.messages.clear()  # 6 o'clock of 1970 is over
+        clock.set_by_s = START_S - 30
+        await clock.advance(30)
+    assert [message.tree["time"] for message in inbox.messages] == ["2026-11-21T06:00:00.000Z"]  # type: ignore[index,call-overload]
+
+
 @pytest.mark.parametrize("jump_s", [-86_400.0, 86_400.0])
 async def test_a_clock_that_is_set_does_not_stop_a_timer(jump_s: float) -> None:
     clock = ManualClock(START_S)
