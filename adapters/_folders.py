@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,10 +183,36 @@ def move_into(path: Path, folder: Path, stamp: Stamp) -> Path | None:
     while place.exists():
         place = folder / f"{path.stem}.{number}{path.suffix}"
         number += 1
-    path.rename(place)
+    try:
+        path.rename(place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if not _carry(path, place, stamp):
+            return None
     sync_folder(folder)
     sync_folder(path.parent)
     return place
+
+
+def _carry(path: Path, place: Path, stamp: Stamp) -> bool:
+    """Moves a file to another file system: copied, synced, and only then gone here. False: it is another one by now."""
+    part = place.with_name(f".{place.name[:50]}.{threading.get_ident()}.part")
+    try:
+        part.touch(mode=0o600)
+        shutil.copyfile(path, part)
+        with contextlib.suppress(OSError):  # a file system that keeps no modes
+            shutil.copystat(path, part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        if stamp_of(path) != stamp:
+            return False
+        part.rename(place)
+        sync_folder(place.parent)
+        path.unlink()
+    finally:
+        part.unlink(missing_ok=True)
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,23 @@ async def test_half_a_line_that_is_there_does_not_spoil_the_next(tmp_path: Path)
         await send(arriving(host, b'{"n": 2}'))
         await send(arriving(host, b'{"n": 3}'))
     assert path.read_bytes() == b'{"n": 1}\n{"n": \n{"n": 2}\n{"n": 3}\n'
+
+
+OTHER_DISK = Path("/dev/shm")
+
+
+@pytest.mark.skipif(not OTHER_DISK.is_dir(), reason="there is no second file system here")
+async def test_a_file_moves_to_a_folder_on_another_file_system(tmp_path: Path) -> None:
+    host = FakeHost(clock=ManualClock())
+    inbox = Inbox(host)
+    (tmp_path / "a.json").write_bytes(b"{}")
+    with tempfile.TemporaryDirectory(dir=OTHER_DISK) as done:
+        async with running(source(tmp_path, done=done, settle="0s"), inbox, host):
+            await until(lambda: (Path(done) / "a.json").exists())
+            await until(lambda: not (tmp_path / "a.json").exists())
+        assert [path.name for path in Path(done).iterdir()] == ["a.json"]
+        assert (Path(done) / "a.json").read_bytes() == b"{}"
+    assert len(inbox.messages) == 1
 
 
 async def test_append_writes_one_line_a_message(tmp_path: Path) -> None:
