@@ -24,12 +24,14 @@ class WireError(Exception):
 
     late: the time for it was over, and the server may have acted on it.
     unheard: the connection was lost before the first byte of an answer.
+    taken: the server said 2xx, and only the rest of its answer is of no use.
     """
 
-    def __init__(self, text: str, *, late: bool = False, unheard: bool = False) -> None:
+    def __init__(self, text: str, *, late: bool = False, unheard: bool = False, taken: bool = False) -> None:
         super().__init__(text)
         self.late = late
         self.unheard = unheard
+        self.taken = taken
 
 
 class Answer(NamedTuple):
@@ -185,14 +187,14 @@ class Wire(asyncio.Protocol):
             self.usable = False  # llhttp would wait for a body
             self._answered()
         elif length is not None and int(length) > self._limits.message:
-            raise WireError(self._too_large())
+            raise self._too_large()
         else:
             self._until_close = length is None and coding is None and status not in (204, 304)
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > self._limits.message:
-            raise WireError(self._too_large())
+            raise self._too_large()
         if self._more is not None:  # not bytes and bytes: of small chunks, each would copy all before it
             self._more += body
         elif self._body:
@@ -221,8 +223,9 @@ class Wire(asyncio.Protocol):
         if reply is not None and not reply.done():
             reply.set_result(answer)
 
-    def _too_large(self) -> str:
-        return f"its answer is larger than {self._limits.message} bytes; raise limits.message if it may be"
+    def _too_large(self) -> WireError:
+        text = f"its answer is larger than {self._limits.message} bytes; raise limits.message if it may be"
+        return WireError(text, taken=200 <= self._status <= 299)
 
 
 _ALERTS = {

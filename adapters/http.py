@@ -34,6 +34,7 @@ from gateway import (
     Message,
     MessageError,
     Outcome,
+    PeerError,
     Refused,
     Secret,
     Send,
@@ -352,11 +353,18 @@ class Sink(Settings):
             try:
                 answer = await connections.ask(request, without_body=head)
             except (WireError, ConnectError) as error:
+                if isinstance(error, WireError) and error.taken and not host.wants_reply:
+                    return None
                 failed = peer_error(who, error, connect_timeout_s=self.connect_timeout)
                 # A renewed certificate, of ours or of an authority, is read when the engine opens this anew.
                 failed.reconnect = modified(self.tls) != files
                 raise failed from error
-            reply = read(answer, message, limits, who)
+            try:
+                reply = read(answer, message, limits, who)
+            except PeerError:
+                if 200 <= answer.status <= 299 and not host.wants_reply:
+                    return None
+                raise
             if not 200 <= answer.status <= 299:
                 raise failure(who, reply, now_s())
             return reply

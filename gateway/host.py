@@ -69,6 +69,7 @@ class EngineHost:
     def __init__(self, services: Services, route: str, target: str, limits: Limits, formats: Formats) -> None:
         self.route = route
         self.target = target
+        self.wants_reply = True
         self.limits = limits
         self.data = services.data
         self.clock = services.clock

@@ -86,6 +86,8 @@ class Host(Protocol):
     """The name of the route; of a shared connection, that of the connection."""
     target: str
     """The name of the target or call that a sink serves: the stable id that it sends is `message.id + "." + target`."""
+    wants_reply: bool
+    """Whether somebody needs the reply of a sink; if not, one that can't be read is no reason to send again."""
     limits: Limits
     data: Path
     """A folder of the gateway's own, 0700."""

@@ -148,15 +148,18 @@ class Inside:
     def _target(self, settings: Target) -> RunningTarget:
         meters = self.services.observed.target(self.name, settings.name)
         breaker = Breaker(settings.circuit, self.clock, meters) if settings.circuit else None
-        send = measured(self._link(settings.sink, settings.name).send, meters, self.clock)
+        link = self._link(settings.sink, settings.name, wants_reply=self.settings.ack == "reply")
+        send = measured(link.send, meters, self.clock)
         if breaker is not None:
             send = guarded(send, breaker)
         send = limited(send, self.settings.concurrency, self.discarded)
         return RunningTarget(settings, self.path(settings.steps, f"to.{settings.name}.steps"), send, breaker, meters)
 
-    def _link(self, sink: Sink, name: str) -> Link:
+    def _link(self, sink: Sink, name: str, *, wants_reply: bool = True) -> Link:
+        host = self._host(name)
+        host.wants_reply = wants_reply
         peer = self.services.observed.peer(self.name, name, "target", sink)
-        link = Link(sink, self._host(name), peer, self.services.observed, self.services.luck)
+        link = Link(sink, host, peer, self.services.observed, self.services.luck)
         self._links.append(link)
         return link
 

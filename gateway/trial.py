@@ -142,6 +142,7 @@ class _Host:
 
     def __init__(self, data: Path) -> None:
         self.route = self.target = "check"
+        self.wants_reply = False
         self.limits = Limits()
         self.data = data
         self.clock: Clock = SystemClock()

@@ -95,6 +95,7 @@ class FakeHost:
     ) -> None:
         self.route = route
         self.target = target
+        self.wants_reply = True
         self.limits = limits or Limits()
         self.data = data or Path(tempfile.mkdtemp(prefix="gateway-test-"))
         self.clock: Clock = clock or SystemClock()

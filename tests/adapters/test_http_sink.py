@@ -317,6 +317,30 @@ async def test_an_answer_with_bytes_that_are_no_text_is_still_read() -> None:
         assert (reply.raw, reply.headers["x-id"]) == (b"ok", "7")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nok",
+    ],
+    ids=["too large", "not readable"],
+)
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_was_taken_is_not_sent_again_for_a_reply_that_nobody_needs(answer: bytes, *, wanted: bool) -> None:
+    async def answering(writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+
+    host = FakeHost()
+    host.wants_reply = wanted
+    async with speaking(answering) as url, opened(Sink.model_validate({"url": url}), host) as post:
+        if wanted:
+            with pytest.raises(PeerError, match="its answer"):
+                await post(arriving(host))
+        else:
+            assert await post(arriving(host)) is None
+
+
 @pytest.mark.parametrize("declared", [True, False], ids=["by its length", "chunked"])
 async def test_an_answer_may_be_as_large_as_a_message(*, declared: bool) -> None:
     limits = Limits.model_validate({"message": "200KiB"})
