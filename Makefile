@@ -33,7 +33,7 @@ check: $(VENV)/installed  ## style, types and floors
 bench: $(VENV)/installed  ## throughput beside bare loops of the same libraries
 	$(BIN)/python -m benchmarks
 
-reliability: $(VENV)/installed brokers  ## kill points, full disks, power cuts: the long form, about three quarters of an hour
+reliability: $(VENV)/installed brokers  ## kill points, full disks, power cuts: the long form, about 20 minutes
 	$(BIN)/python -m tests.reliability
 
 docs: $(VENV)/installed  ## the generated pages of docs/

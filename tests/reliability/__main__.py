@@ -1,4 +1,4 @@
-"""`python -m tests.reliability`: all suites in their long form, about three quarters of an hour. The table goes to docs/reliability.md.
+"""`python -m tests.reliability`: all suites in their long form, about 20 minutes. The table goes to docs/reliability.md.
 
 `--times 0.1` does a tenth of everything and leaves the page alone; `--only random_kills,stops` runs some; `--no-brokers`
 does without MQTT and AMQP; `--seed 7` repeats a run's luck (not its timing).
