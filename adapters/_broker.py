@@ -23,7 +23,7 @@ from msgspec import Struct
 from adapters._admission import Admission
 from adapters._broker_client import IN_FLIGHT, Handler, Published, Queued, filters_of, outbox_of
 from adapters._broker_door import SUBSCRIPTIONS, Connect, Reader, Users, Window, Writer
-from adapters._mqtt_arrivals import matches
+from adapters._mqtt_arrivals import PATIENCE_S, matches
 from adapters._mqtt_packets import PacketError
 from gateway import Host, Limits
 
@@ -32,8 +32,6 @@ for _library in ("amqtt", "transitions"):  # a line for each packet and each cha
     logging.getLogger(_library).setLevel(logging.WARNING)
 
 SESSIONS, RETAINED, RETAINED_BYTES = 10_000, 10_000, 64 * 1024**2
-PATIENCE_S = 45.0
-"""How long a message waits for a route that left and is to come again."""
 STARTING_S = 1.0
 """How long, after the start, a message waits for a route that takes it."""
 _WRONG_LEVEL, _REFUSED_ID, _UNAVAILABLE, _NOT_AUTHORISED = 1, 2, 3, 5

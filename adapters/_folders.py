@@ -106,11 +106,15 @@ def _disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _part_of(path: Path) -> Path:
+    """Where a file is written until it is whole. Of its name no more than leaves room for the rest: 255 bytes."""
+    return path.with_name(f".{path.name[:50]}.{threading.get_ident()}.part")
+
+
 @contextmanager
 def _part(path: Path, body: bytes, mark: Mark | None) -> Iterator[Path]:
     """A file beside `path`, with these bytes, synced; gone at the end of the context unless it was renamed."""
-    # of the name no more than leaves room for the rest: 255 bytes are possible
-    part = path.with_name(f".{path.name[:50]}.{threading.get_ident()}.part")
+    part = _part_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -197,7 +201,7 @@ def move_into(path: Path, folder: Path, stamp: Stamp) -> Path | None:
 
 def _carry(path: Path, place: Path, stamp: Stamp) -> bool:
     """Moves a file to another file system: copied, synced, and only then gone here. False: it is another one by now."""
-    part = place.with_name(f".{place.name[:50]}.{threading.get_ident()}.part")
+    part = _part_of(place)
     try:
         part.touch(mode=0o600)
         shutil.copyfile(path, part)

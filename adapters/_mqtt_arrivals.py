@@ -9,6 +9,8 @@ from collections.abc import Callable
 from adapters._mqtt_packets import PUBACK, PUBCOMP, PUBREC, Publish, Writer
 
 _CACHED_TOPICS = 10_000
+PATIENCE_S = 45.0
+"""How long what no route takes is held for one that left: longer than a source that failed stays away, at most 30 s."""
 MOST_BYTES = 128 * 1024**2
 """What one link holds, received and not settled: then nothing more is read; of QoS 0, then it is dropped."""
 

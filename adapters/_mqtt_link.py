@@ -13,7 +13,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from adapters import _mqtt_reasons as reasons
-from adapters._mqtt_arrivals import Arrival, Arrivals, Subscription
+from adapters._mqtt_arrivals import PATIENCE_S, Arrival, Arrivals, Subscription
 from adapters._mqtt_outbox import Outbox
 from adapters._mqtt_packets import (
     CONNACK,
@@ -43,9 +43,6 @@ from gateway import Address, ClientTls, MessageError, PeerError
 
 log = logging.getLogger("gateway.mqtt")
 
-PATIENCE_S = 45.0
-"""How long after the last change of its subscriptions a link holds messages that none of them takes: longer than a
-source that failed stays away, which is at most 30 s."""
 _GOODBYE_S = 1.0
 _FROM_BROKERS = {CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, DISCONNECT}
 
@@ -382,9 +379,8 @@ class Link(asyncio.Protocol):
         if self._outbox.busy:
             await self._outbox.room(deadline_s)
         packet_id = self._outbox.next_id()
-        self._granted.setdefault(
-            topic_filter, 0
-        )  # before the answer: who leaves meanwhile may be subscribed all the same
+        # Before the answer: who leaves meanwhile may be subscribed all the same.
+        self._granted.setdefault(topic_filter, 0)
         self.write(self._writer.subscribe(packet_id, topic_filter, qos, identifier))
         answer = await self._outbox.sent(packet_id, deadline_s)
         code = answer.codes[0] if answer.codes else 0x80

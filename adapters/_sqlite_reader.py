@@ -192,7 +192,7 @@ def due(
             row = connection.execute(DELIVERY + "WHERE d.n = ?", (n,)).get
             try:
                 found.append(Due(delivery_of(name, row), claims))
-                size += len(found[-1].delivery.message.raw or b"")
+                size += found[-1].delivery.message.size
             except DamagedError as error:
                 log.error(
                     "a delivery is damaged",
@@ -223,7 +223,7 @@ def queued(
                 except DamagedError:  # it is told, and put aside, when it is due
                     break
                 run.append(Due(delivery, claims))
-                size += len(delivery.message.raw or b"")
+                size += delivery.message.size
                 if size > QUEUED_BYTES:
                     break
             left -= size

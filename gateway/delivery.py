@@ -14,10 +14,10 @@ from itertools import takewhile
 
 from gateway.dispatch import Dispatch
 from gateway.errors import INTERNAL, GatewayError
-from gateway.jobs import Job, Parcel
+from gateway.jobs import Job, Lane, Parcel
 from gateway.journal import BEGINNING, Attempted, Due, Finished, JournalBrokenError, Reason, Work
 from gateway.message import CUT, Message
-from gateway.suspects import POISON_CLAIMS, SUSPECT_CLAIMS, Suspects
+from gateway.suspects import POISON_CLAIMS, Suspects
 from gateway.target import Inside
 
 log = logging.getLogger("gateway.delivery")
@@ -145,7 +145,7 @@ class Delivering:
         # What only waits for its end to be written weighs little, and must not send newcomers the long way round.
         if self._dispatch.stopping or len(self._jobs) - ending >= limit or ending >= ENDING_TIMES * limit:
             return False
-        return self._bytes + len(message.raw or b"") <= self._limits.in_memory_size
+        return self._bytes + message.size <= self._limits.in_memory_size
 
     def _keep(self, job: Job) -> None:
         self._jobs[job.message.id] = job
@@ -257,7 +257,7 @@ class Delivering:
 
     async def _load_stored(self) -> None:
         room = self._limits.in_memory - len(self._jobs) - len(self._suspects.works)
-        held_bytes = self._bytes + sum(len(work.message.raw or b"") for work in self._suspects.works)
+        held_bytes = self._bytes + self._suspects.works_bytes
         room_bytes = self._limits.in_memory_size - held_bytes
         if room <= 0 or (room_bytes <= 0 and held_bytes):
             return  # whoever leaves memory wakes us
@@ -311,8 +311,7 @@ class Delivering:
         )
 
     def _bytes_of_due(self) -> int:
-        waiting = sum(len(item.delivery.message.raw or b"") for item in self._suspects.deliveries)
-        return self._dispatch.given_bytes + waiting
+        return self._dispatch.given_bytes + self._suspects.deliveries_bytes
 
     async def _load_due(self) -> None:
         while not self._dispatch.stopping:
@@ -331,8 +330,7 @@ class Delivering:
                 return
             good = [item for item in due if self._dispatch.knows(item.delivery.target)]
             gone = [item for item in due if item not in good]
-            self._suspects.deliveries += [item for item in good if item.claims >= SUSPECT_CLAIMS]
-            sound = [item for item in good if item.claims < SUSPECT_CLAIMS]
+            sound = self._suspects.hold_due(good)
             await self._give(await self._with_followers(sound, room // 2, set(known)))
             if gone:
                 await self._end(gone)
@@ -345,7 +343,8 @@ class Delivering:
 
         known: what was in memory before the journal was asked for the first ones.
         """
-        queues = [_lane(item) for item in firsts if not item.claims and self._dispatch.lanes.queue(_lane(item))]
+        lanes = [lane for item in firsts if not item.claims and (lane := _lane(item)) is not None]
+        queues = [lane for lane in lanes if self._dispatch.lanes.queue(lane)]
         most = min(RUN, 1 + (room - len(firsts)) // len(queues)) if queues else 1
         if most < 2:
             return firsts
@@ -357,7 +356,8 @@ class Delivering:
             if _name(item) in moved:
                 continue
             found.append(item)
-            first, *followers = queued.get(_lane(item)) or (None,)
+            lane = _lane(item)
+            first, *followers = (lane and queued.get(lane)) or (None,)
             if first is not None and _name(first) == _name(item):
                 found += takewhile(lambda one: _follows(one) and _name(one) not in elsewhere, followers)
         return found
@@ -405,8 +405,9 @@ class Delivering:
         return Attempted(delivery.parent, child, delivery.target, "dead", delivery.attempts, reason=reason)
 
 
-def _lane(item: Due) -> tuple[str, str]:
-    return item.delivery.target, item.delivery.key or ""
+def _lane(item: Due) -> Lane | None:
+    key = item.delivery.key
+    return None if key is None else (item.delivery.target, key)
 
 
 def _follows(item: Due) -> bool:

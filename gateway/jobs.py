@@ -33,7 +33,7 @@ class Job:
         self.message = message
         self.only = only
         """The target that it was replayed to; None: all that take it."""
-        self.size = len(message.raw or b"")
+        self.size = message.size
         self.parcels: list[Parcel] = []
         self.open = 0
         """Parcels that are still in memory and not final."""
@@ -122,7 +122,7 @@ class Parcel:
     @property
     def size(self) -> int:
         """Bytes of its body."""
-        return len(self.message.raw or b"")
+        return self.message.size
 
     @property
     def written(self) -> bool:

@@ -207,6 +207,11 @@ class Message(Struct, kw_only=True, gc=False, eq=False):
             parsed = self.parsed = self.formats.parse(self.raw or b"", self.content_type)
         return parsed
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body as it came; 0: a step has changed it, and it is a tree."""
+        return len(self.raw or b"")
+
     def forget_tree(self) -> None:
         """Lets the tree go when the bytes are there to parse it from again: a message that waits then weighs less."""
         if self.raw is not None:

@@ -46,6 +46,21 @@ class Suspects:
                 sound.append(work)
         return sound
 
+    def hold_due(self, items: Sequence[Due]) -> list[Due]:
+        """Returns those that may be sent at once. The others, suspects, wait."""
+        self.deliveries += [item for item in items if item.claims >= SUSPECT_CLAIMS]
+        return [item for item in items if item.claims < SUSPECT_CLAIMS]
+
+    @property
+    def works_bytes(self) -> int:
+        """Bodies of the messages that wait."""
+        return sum(work.message.size for work in self.works)
+
+    @property
+    def deliveries_bytes(self) -> int:
+        """Bodies of the deliveries that wait."""
+        return sum(item.delivery.message.size for item in self.deliveries)
+
     def next_work(self) -> Work | None:
         """The message whose turn it is, which waits no longer; None: nobody's.
 

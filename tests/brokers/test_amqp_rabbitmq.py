@@ -400,14 +400,20 @@ async def test_no_reply_in_time_is_a_peer_that_may_have_acted(rabbitmq: RabbitMq
     assert caught.value.too_late
 
 
-async def test_a_reply_goes_to_who_asked_before_the_question_is_acknowledged(rabbitmq: RabbitMq) -> None:
-    queue, host = await make_queue(rabbitmq), FakeHost()
+def answering(rabbitmq: RabbitMq, queue: str, host: FakeHost) -> tuple[Inbox, amqp.Source, amqp.Sink]:
+    """A source of questions with an inbox that answers `re: …`, and a sink that asks."""
     inbox = Inbox(
         host,
         lambda message: Accepted(message.id, message.with_body(b"re: " + message.body, "text/plain")),
     )
     source = amqp.Source(connection=broker(rabbitmq), queue=queue)
     asking = amqp.Sink(connection=broker(rabbitmq, name="asking"), routing_key=Template(queue), reply=amqp.Reply())
+    return inbox, source, asking
+
+
+async def test_a_reply_goes_to_who_asked_before_the_question_is_acknowledged(rabbitmq: RabbitMq) -> None:
+    queue, host = await make_queue(rabbitmq), FakeHost()
+    inbox, source, asking = answering(rabbitmq, queue, host)
     async with running(source, inbox, host), asking.open(host) as ask:
         replies = await asyncio.gather(*(ask(arriving(host, str(at).encode())) for at in range(10)))
         gone = arriving(host, b"gone")
@@ -421,12 +427,7 @@ async def test_a_reply_goes_to_who_asked_before_the_question_is_acknowledged(rab
 async def test_a_question_whose_reply_ends_the_link_each_time_does_not_come_for_ever(rabbitmq: RabbitMq) -> None:
     """RabbitMQ 3.10 answers a pseudo-queue that it can't decode with 541 INTERNAL_ERROR; anybody may write one."""
     queue, host = await make_queue(rabbitmq), FakeHost()
-    inbox = Inbox(
-        host,
-        lambda message: Accepted(message.id, message.with_body(b"re: " + message.body, "text/plain")),
-    )
-    source = amqp.Source(connection=broker(rabbitmq), queue=queue)
-    asking = amqp.Sink(connection=broker(rabbitmq, name="asking"), routing_key=Template(queue), reply=amqp.Reply())
+    inbox, source, asking = answering(rabbitmq, queue, host)
     async with running(source, inbox, host), asking.open(FakeHost()) as ask:
         await put(rabbitmq, queue, b"odd", reply_to="amq.rabbitmq.reply-to.g1h2AA.b", correlation_id="x")
         await until(lambda: bool(host.drops))
