@@ -226,11 +226,21 @@ def test_a_wrong_filter_is_told(ask: Asked) -> None:
     assert ask.told == 'status: unknown "deda"; did you mean dead?\n'
 
 
-def dead(ask: Asked, body: str = '{"id": "D"}') -> str:
+@contextmanager
+def closed(ask: Asked) -> Iterator[None]:
+    """Nothing is delivered to the shop. What others replayed has come to its end before: it is not to die of this."""
+    while ask.json("messages", "--status", "pending")["messages"]:
+        pass
     box(ask.name).failing = MessageError("shop: closed")
-    id_ = ask.sent(body, ends=1)
-    box(ask.name).failing = None
-    return id_
+    try:
+        yield
+    finally:
+        box(ask.name).failing = None
+
+
+def dead(ask: Asked, body: str = '{"id": "D"}') -> str:
+    with closed(ask):
+        return ask.sent(body, ends=1)
 
 
 def test_a_dead_letter_is_listed_shown_fixed_and_replayed(ask: Asked) -> None:
@@ -296,9 +306,8 @@ def test_dead_letters_are_replayed_and_discarded_by_filter(ask: Asked) -> None:
 def test_what_is_done_to_a_part_is_said_to_be_done_to_the_whole(ask: Asked, word: str) -> None:
     file = ask.folder / "parts.json"
     file.write_text("[1, 2]")
-    box(ask.name).failing = MessageError("shop: closed")
-    whole = ask("send", "parts", str(file), "--wait", "10s", ends=1).split()[1]
-    box(ask.name).failing = None
+    with closed(ask):
+        whole = ask("send", "parts", str(file), "--wait", "10s", ends=1).split()[1]
     part = ask.json("show", whole)["deliveries"][1]["id"]
     done = {"replay": "replayed", "discard": "discarded"}[word]
     assert part != whole
@@ -312,10 +321,9 @@ def test_dead_letters_of_one_conversation_are_found_and_handled_together(ask: As
             | {"correlationid": conversation}
         )
 
-    box(ask.name).failing = MessageError("the shop is closed")
     as_event = ("--content-type", "application/cloudevents+json")
-    ours, other = (ask.sent(event(conversation), *as_event, ends=1) for conversation in ("ours", "other"))
-    box(ask.name).failing = None
+    with closed(ask):
+        ours, other = (ask.sent(event(conversation), *as_event, ends=1) for conversation in ("ours", "other"))
     chosen = ("--correlation-id", "ours")
     assert [row["id"] for row in ask.json("dead", "list", *chosen)["messages"]] == [ours]
     assert ask("dead", "replay", *chosen) == "replayed 1\n"
