@@ -24,7 +24,7 @@ from adapters._sqlite_records import (
     replayed,
     sound_message,
 )
-from gateway.journal import ALL_QUEUED_BYTES, QUEUED_BYTES, Delivery, Due, JournalBrokenError, Work
+from gateway.journal import ALL_QUEUED_BYTES, QUEUED_BYTES, Backlog, Delivery, Due, JournalBrokenError, Work
 
 T = TypeVar("T")
 log = logging.getLogger("gateway.journal")
@@ -100,22 +100,21 @@ _STORED = (
 
 def stored(
     connection: apsw.Connection, route: tuple[int, str], exclude: Collection[Key], limit: int, max_bytes: int
-) -> tuple[list[Work], list[int]]:
+) -> tuple[Backlog, list[int]]:
     """Works, and the numbers of damaged messages that were met."""
     number, name = route
     chosen: list[tuple[int, int]] = []
-    size = 0
+    size, whole = 0, True
     with connection:
         for seq, claims, key, length in connection.execute(_STORED, (number,)):
             if key in exclude:
                 continue
-            if chosen and size + length > max_bytes:
+            if len(chosen) >= limit or (chosen and size + length > max_bytes):
+                whole = False
                 break
             chosen.append((seq, claims))
             size += length
-            if len(chosen) >= limit:
-                break
-        works: list[Work] = []
+        works = Backlog(whole=whole)
         damaged: list[int] = []
         for seq, claims in chosen:
             key, crc, envelope, body, since, again, only = connection.execute(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import apsw
 
+from adapters._sqlite_arrivals import COLUMNS, WIDTH, Arrivals
 from adapters._sqlite_records import (
     DEAD,
     DELIVERED,
@@ -20,6 +22,7 @@ from adapters._sqlite_records import (
     STATES,
     STORED,
     DamagedError,
+    Key,
     id_key,
     id_text,
     message_of,
@@ -55,11 +58,12 @@ class Place(NamedTuple):
 
 @cache
 def _insert_messages(count: int) -> str:
-    return (
-        "INSERT OR IGNORE INTO messages "
-        "(seq, route, urgency, crc, received, id, correlation, envelope, body, since) VALUES "
-        + ",".join(["(?,?,?,?,?,?,?,?,?,?)"] * count)
+    """Parameters: the number of the first, the route, then `WIDTH` of each."""
+    rows = ",".join(
+        f"(?1+{index},?2,{','.join(f'?{at}' for at in range(3 + index * WIDTH, 3 + (index + 1) * WIDTH))})"
+        for index in range(count)
     )
+    return f"INSERT OR IGNORE INTO messages (seq,route,{','.join(COLUMNS)}) VALUES {rows}"
 
 
 @cache
@@ -99,8 +103,9 @@ class Tables:
         """The number of the newest memo, by scope, as far as it was asked for."""
         self._next = 1
         self._deltas: dict[tuple[int, int], int] = {}
-        self._known: dict[str, Place] = {}
-        self._older: dict[str, Place] = {}
+        self._known: dict[str, tuple[int, int, int, int]] = {}
+        """As `Place`."""
+        self._older: dict[str, tuple[int, int, int, int]] = {}
         self._zone: tuple[int, float, float] | None = None
         self._load()
 
@@ -163,43 +168,39 @@ class Tables:
 
     # -- what comes in -----------------------------------------------------------------------------------------------
 
-    def append(self, arrivals: Sequence[Sequence[Any]]) -> list[bool]:
-        """Stores messages: (route's name, id, what follows the route in a row). False for ids that are there."""
-        first = self._next
-        seq = first
-        rows: list[Any] = []
-        known = self._known
-        low = high = arrivals[0][5]
-        for name, message_id, urgency, crc, key, received, correlation, envelope, body, since in arrivals:
-            route = self.routes.get(name) or self.route_number(name)
-            rows += (seq, route, urgency, crc, received, key, correlation, envelope, body, since)
-            known[message_id] = Place(seq, route, urgency, seq)
-            low, high = min(low, received), max(high, received)
-            self._deltas[route, STORED] = self._deltas.get((route, STORED), 0) + 1
-            seq += 1
-        self._next = seq
-        inserted = 0
-        for at in range(0, len(rows), 10 * CHUNK):
-            chunk = rows[at : at + 10 * CHUNK]
-            self.execute(_insert_messages(len(chunk) // 10), chunk)
+    def append(self, arrivals: Arrivals) -> list[bool]:
+        """Stores messages. False for those whose ids are there."""
+        route = self.routes.get(arrivals.route) or self.route_number(arrivals.route)
+        count, first = len(arrivals), self._next
+        numbers = range(first, first + count)
+        self._next = first + count
+        at, inserted = first, 0
+        for rows in arrivals.chunks(CHUNK):
+            size = len(rows) // WIDTH
+            self.execute(_insert_messages(size), (at, route, *rows))
             inserted += self.connection.changes()
+            at += size
         self.execute(
             "INSERT INTO stored SELECT route, urgency, seq, seq, 0 FROM messages WHERE seq BETWEEN ? AND ?",
-            (first, seq - 1),
+            (first, first + count - 1),
         )
-        self._note_times(first, seq - 1, low, high)
-        if len(known) > KNOWN:
-            self._older, self._known = known, {}
-        if inserted == len(arrivals):
-            return [True] * inserted
-        return [self._is_new(arrival, first + index) for index, arrival in enumerate(arrivals)]
+        urgencies, received = arrivals.column("urgency"), arrivals.column("received")
+        self._known.update(zip(arrivals.ids, zip(numbers, repeat(route), urgencies, numbers), strict=False))
+        self._note_times(first, first + count - 1, min(received), max(received))
+        self.count(route, STORED, count)
+        if len(self._known) > KNOWN:
+            self._older, self._known = self._known, {}
+        if inserted == count:
+            return [True] * count
+        keys = arrivals.column("id")
+        return [self._is_new(*one, route) for one in zip(arrivals.ids, keys, numbers, strict=True)]
 
-    def _is_new(self, arrival: Sequence[Any], seq: int) -> bool:
-        there = self.execute("SELECT seq FROM messages WHERE id = ?", (arrival[4],)).get
+    def _is_new(self, id: str, key: Key, seq: int, route: int) -> bool:
+        there = self.execute("SELECT seq FROM messages WHERE id = ?", (key,)).get
         if there == seq:
             return True
-        self.forget(arrival[1])
-        self.count(self.routes[arrival[0]], STORED, -1)
+        self.forget(id)
+        self.count(route, STORED, -1)
         return False
 
     def _note_times(self, first: int, last: int, low: float, high: float) -> None:
@@ -214,11 +215,11 @@ class Tables:
                 (zone, low, high),
             ).get
 
-    def bury(self, arrival: Sequence[Any], reason: Reason) -> None:
-        """Stores a message as a dead letter; one that is there stays as it is."""
+    def bury(self, arrivals: Arrivals, reason: Reason) -> None:
+        """Stores one message as a dead letter; one that is there stays as it is."""
         failpoint("journal.dead_letter")
-        if self.append([arrival])[0]:
-            self.finish(arrival[1], DEAD, None, reason)
+        if self.append(arrivals)[0]:
+            self.finish(arrivals.ids[0], DEAD, None, reason)
 
     # -- what ends ---------------------------------------------------------------------------------------------------
 
@@ -226,7 +227,7 @@ class Tables:
         """Where a message stands whose steps are not finished; None: it is not there, or further on."""
         place = self._known.get(id) or self._older.get(id)
         if place is not None:
-            return place
+            return Place(*place)
         found = self.execute(
             "SELECT m.seq, m.route, m.urgency, s.turn FROM messages m JOIN stored s ON s.route = m.route "
             "AND s.urgency = m.urgency AND s.turn = coalesce(m.turn, m.seq) WHERE m.id = ?",
@@ -282,7 +283,7 @@ class Tables:
             seen.add(message_id)
             place = known.pop(message_id, None) or older.pop(message_id, None)
             if state != DELIVERED or place is None:
-                self.finish(message_id, state, trace, reason, place)
+                self.finish(message_id, state, trace, reason, None if place is None else Place(*place))
                 continue
             group = place[1], place[2]
             if group in groups:

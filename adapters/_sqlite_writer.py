@@ -11,16 +11,17 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import apsw
 
+from adapters._sqlite_arrivals import Arrivals
 from adapters._sqlite_changes import End, Expansion, Prepared, apply
 from adapters._sqlite_retention import Upkeep
 from adapters._sqlite_schema import no_room
 from adapters._sqlite_tables import Tables
 from gateway.failpoints import failpoint
-from gateway.journal import JournalBrokenError, JournalFullError
+from gateway.journal import JournalBrokenError, JournalFullError, Waiting
 
 log = logging.getLogger("gateway.journal")
 
@@ -39,22 +40,6 @@ IDLE_S = 1.0
 
 APPEND, END, CHANGES, CALL, PATIENT_CALL = range(5)
 """Kinds of operations. A call is a function of the tables; a patient one waits for room as changes do."""
-
-
-class Waiting(Protocol):
-    """Who waits for an operation: a future, or a `Then`."""
-
-    def done(self) -> bool:
-        """Whether nobody waits any more."""
-        ...
-
-    def set_result(self, result: Any, /) -> None:
-        """It is durable."""
-        ...
-
-    def set_exception(self, error: Any, /) -> None:
-        """It is not."""
-        ...
 
 
 class Then:
@@ -80,15 +65,17 @@ class Then:
 class Op:
     """Something to write, and who waits for it."""
 
-    __slots__ = ("data", "error", "future", "kind", "result", "size")
+    __slots__ = ("count", "data", "error", "future", "kind", "result", "size")
 
-    def __init__(self, kind: int, data: Any, future: Waiting, size: int = 0) -> None:
+    def __init__(self, kind: int, data: Any, future: Waiting[Any], *, size: int = 0, count: int = 1) -> None:
         self.kind = kind
         self.data = data
         self.future = future
         self.size = size
+        self.count = count
+        """How many messages it is about."""
         self.result: Any = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     @property
     def patient(self) -> bool:
@@ -109,6 +96,10 @@ class Writer:
         """Changes that found no room, in their order."""
         self._wake = threading.Lock()
         self._wake.acquire()
+        self._coming: dict[str, Arrivals] = {}
+        """By route: what came in this turn of the loop. Only the loop's thread knows of it."""
+        self._ends = 0
+        """Ends that were handed over without a kick."""
         self._asleep = False
         self._kicked = False
         self._pressing = False
@@ -128,15 +119,43 @@ class Writer:
         if self.broken is not None or self._closing:
             op.future.set_exception(JournalBrokenError(self.broken or "journal: it is closed"))
             return
+        self._hand_over()
         self._waiting.append(op)
         if self._kicked:
             return
-        if op.kind == END and len(self._waiting) < MANY_ENDS:
-            if self._later is None:
-                self._later = self._loop.call_later(LATER_S, self._kick)
-            return
-        self._kicked = True
-        self._loop.call_soon(self._kick)
+        if op.kind == END:
+            self._ends += op.count
+            if self._ends < MANY_ENDS:
+                if self._later is None:
+                    self._later = self._loop.call_later(LATER_S, self._kick)
+                return
+        self._kick_soon()
+
+    def arrivals(self, route: str) -> Arrivals | None:
+        """Where to add a message that came in for this route, now; None: nothing is stored any more.
+
+        What comes in one turn of the loop is one operation: it is handed over at the end of that turn.
+        """
+        if self.broken is not None or self._closing:
+            return None
+        coming = self._coming.get(route)
+        if coming is None:
+            coming = self._coming[route] = Arrivals(route)
+            self._kick_soon()
+        elif len(coming) >= MAX_OPS or coming.size >= MAX_BYTES:
+            self._hand_over()
+            coming = self._coming[route] = Arrivals(route)
+        return coming
+
+    def _hand_over(self) -> None:
+        for coming in self._coming.values():
+            self._waiting.append(Op(APPEND, coming, coming, size=coming.size, count=len(coming)))
+        self._coming.clear()
+
+    def _kick_soon(self) -> None:
+        if not self._kicked:
+            self._kicked = True
+            self._loop.call_soon(self._kick)
 
     @property
     def trouble(self) -> str | None:
@@ -161,6 +180,8 @@ class Writer:
 
     def _kick(self) -> None:
         self._kicked = False
+        self._ends = 0
+        self._hand_over()
         if self._later is not None:
             self._later.cancel()
             self._later = None
@@ -207,12 +228,13 @@ class Writer:
             self._sleep()
         self._pressing = False
         batch: list[Op] = []
-        size = 0
-        while waiting and len(batch) < MAX_OPS and size < MAX_BYTES:
+        size = count = 0
+        while waiting and count < MAX_OPS and size < MAX_BYTES:
             op = waiting.popleft()
             size += op.size
+            count += op.count
             batch.append(op)
-        if len(batch) == MAX_OPS or size >= MAX_BYTES:  # there is more
+        if waiting:
             self._pressing = True
         return batch
 
@@ -294,14 +316,13 @@ class Writer:
         tables = self._tables
         tables.execute("BEGIN IMMEDIATE")
         appends = [op for op in batch if op.kind == APPEND]
-        if appends:
-            for op, new in zip(appends, tables.append([op.data for op in appends]), strict=True):
-                op.result = new
+        for op in appends:
+            op.result = tables.append(op.data)
         ends: list[End] = []
         for op in batch:
             kind = op.kind
             if kind == END:
-                ends.append(op.data)
+                ends += op.data
             elif kind != APPEND:
                 if ends:
                     tables.finish_all(ends)
@@ -339,7 +360,7 @@ class Writer:
             self._roll_back()
             self._upkeep.pause()
 
-    def _fail(self, ops: Sequence[Op], error: BaseException) -> None:
+    def _fail(self, ops: Sequence[Op], error: Exception) -> None:
         for op in ops:
             op.error = error
         self._tell(ops)

@@ -8,7 +8,7 @@ import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Literal, Self, assert_never
 from urllib.parse import urlsplit
 
@@ -33,6 +33,7 @@ from gateway import (
     Listen,
     Message,
     MessageError,
+    Offers,
     Outcome,
     PeerError,
     Refused,
@@ -141,8 +142,24 @@ class Source(Settings):
             ConfigError: the address can't be had.
         """
 
+        offer = deliver.offer if isinstance(deliver, Offers) else None
         usual = self.answer == Answer(status=self.answer.status)
         status = self.answer.status
+
+        def settle(request: Request, message: Message, outcome: Outcome) -> None:
+            if usual and type(outcome) is Accepted and outcome.reply is None:
+                request.answer(status, b'{"id":"%b"}' % message.id.encode(), JSON_TYPE)
+            else:
+                self._settle(request, message, outcome)
+
+        def handle(request: Request) -> None:
+            if offer is not None and not workers.waiting and "content-encoding" not in request.headers:
+                message = self._message(request)
+                request.taken = True
+                if offer(message, partial(settle, request, message)):
+                    return
+                request.taken = False
+            workers.put(request)
 
         async def work(request: Request) -> None:
             if request.response is not None:
@@ -156,11 +173,7 @@ class Source(Settings):
                 host.refused(error.code, str(error), request.peer)
                 _refuse(request, error.code, str(error), None)
                 return
-            outcome = await deliver(message)
-            if usual and type(outcome) is Accepted and outcome.reply is None:
-                request.answer(status, b'{"id":"%b"}' % message.id.encode(), JSON_TYPE)
-            else:
-                self._settle(request, message, outcome)
+            settle(request, message, await deliver(message))
 
         async with (
             host.share(Listener(self.listen)) as listening,
@@ -168,7 +181,7 @@ class Source(Settings):
         ):
             check = self._check if self.content_types else None
             with listening.mount(
-                self.path, self.methods, workers.put, limits=host.limits, check=check, refused=host.refused
+                self.path, self.methods, handle, limits=host.limits, check=check, refused=host.refused
             ):
                 ready()
                 await asyncio.get_running_loop().create_future()

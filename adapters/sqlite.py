@@ -20,14 +20,16 @@ from adapters import _sqlite_actions as actions
 from adapters import _sqlite_browse as browsing
 from adapters import _sqlite_reader as reading
 from adapters import _sqlite_schema as schema
+from adapters._sqlite_arrivals import Arrivals
 from adapters._sqlite_changes import claim, prepared
 from adapters._sqlite_reader import Reader
-from adapters._sqlite_records import CODES, STORED, checksum, envelope_of, id_key, trace_of
+from adapters._sqlite_records import CODES, STORED, id_key, trace_of
 from adapters._sqlite_retention import Upkeep
 from adapters._sqlite_tables import OPEN_DELIVERIES, Tables
 from adapters._sqlite_time import JournalTime
-from adapters._sqlite_writer import APPEND, CALL, CHANGES, END, PATIENT_CALL, Op, Then, Writer, size_of
+from adapters._sqlite_writer import CALL, CHANGES, END, PATIENT_CALL, Op, Then, Writer, size_of
 from gateway.journal import (
+    Backlog,
     Change,
     Detail,
     Due,
@@ -38,7 +40,7 @@ from gateway.journal import (
     Page,
     Reason,
     State,
-    Work,
+    Waiting,
 )
 from gateway.message import Message
 from gateway.ports import Clock
@@ -123,27 +125,17 @@ class SqliteJournal:
     # -- what changes it ---------------------------------------------------------------------------------------------
 
     async def append(self, route: str, message: Message) -> bool:
-        self._writer.check_room()
-        body = message.body
         future: asyncio.Future[bool] = self._loop.create_future()
-        self._writer.put(Op(APPEND, self._arrival(route, message, body), future, len(body)))
+        self.append_soon(route, message, future)
         return await future
 
-    def _arrival(self, route: str, message: Message, body: bytes) -> Sequence[Any]:
-        envelope = envelope_of(message)
-        correlation = message.correlation_id
-        return (
-            route,
-            message.id,
-            -message.priority,
-            checksum(self._route_crc(route), envelope, body),
-            id_key(message.id),
-            message.time_s,
-            None if correlation is None else correlation.encode("utf-8", "replace").decode(),
-            envelope,
-            body,
-            message.since or self.now(),
-        )
+    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
+        self._writer.check_room()
+        arrivals = self._writer.arrivals(route)
+        if arrivals is None:
+            waiting.set_exception(JournalBrokenError(self._writer.broken or "journal: it is closed"))
+        else:
+            arrivals.add(message, message.body, self._route_crc(route), message.since or self.now(), waiting)
 
     def _route_crc(self, route: str) -> int:
         crc = self._route_crcs.get(route)
@@ -153,19 +145,20 @@ class SqliteJournal:
 
     async def bury(self, route: str, message: Message, reason: Reason) -> None:
         self._writer.check_room()
-        arrival = self._arrival(route, message, message.body)
-        await self._call(lambda tables: tables.bury(arrival, reason))
+        arrivals = Arrivals(route)
+        arrivals.add(message, message.body, self._route_crc(route), message.since or self.now(), None)
+        await self._call(lambda tables: tables.bury(arrivals, reason))
 
     def advance(self, route: str, changes: Sequence[Change]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = self._loop.create_future()
         crc = self._route_crc(route)
         ready = [prepared(crc, change) for change in changes]
-        self._writer.put(Op(CHANGES, ready, future, size_of(ready)))
+        self._writer.put(Op(CHANGES, ready, future, size=size_of(ready)))
         return future
 
-    def finish(self, route: str, end: Finished, then: Callable[[], None]) -> None:
-        trace = trace_of(end.hops, end.attempts)
-        self._writer.put(Op(END, (end.id, CODES[end.state], trace, end.reason), Then(then)))
+    def finish(self, route: str, ends: Sequence[Finished], then: Callable[[], None]) -> None:
+        rows = [(end.id, CODES[end.state], trace_of(end.hops, end.attempts), end.reason) for end in ends]
+        self._writer.put(Op(END, rows, Then(then), count=len(rows)))
 
     def _call(self, change: Callable[[Tables], Any], kind: int = CALL) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -222,10 +215,10 @@ class SqliteJournal:
         if self._writer.broken is not None:
             raise JournalBrokenError(self._writer.broken)
 
-    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Backlog:
         number = self._has(route, STORED)
         if number is None:
-            return ()
+            return Backlog(whole=True)
         keys = {id_key(name) for name in exclude}
         while True:
             works, damaged = await self._readers["delivery"].call(

@@ -19,7 +19,7 @@ from gateway.message import (
     new_id,
     rfc3339,
 )
-from gateway.ports import Clock, Credentials, Deliver, Format, Host, Send, Shared, Sink, Source, Step
+from gateway.ports import Clock, Credentials, Deliver, Format, Host, Offers, Send, Shared, Sink, Source, Step
 from gateway.registry import FormatField
 from gateway.settings import (
     Address,
@@ -71,6 +71,7 @@ __all__ = [
     "Loading",
     "Message",
     "MessageError",
+    "Offers",
     "Outcome",
     "PathTemplate",
     "PeerError",

@@ -15,7 +15,7 @@ from itertools import takewhile
 from gateway.dispatch import Dispatch
 from gateway.errors import INTERNAL, GatewayError
 from gateway.jobs import Job, Lane, Parcel
-from gateway.journal import BEGINNING, Attempted, Due, Finished, JournalBrokenError, Reason, Work
+from gateway.journal import BEGINNING, Attempted, Backlog, Due, Finished, JournalBrokenError, Reason, Waiting, Work
 from gateway.message import CUT, Message
 from gateway.suspects import POISON_CLAIMS, Suspects
 from gateway.target import Inside
@@ -54,8 +54,9 @@ class Delivering:
         """Some stored messages are in the journal only: newcomers queue up behind them there."""
         self._more = True
         """Messages were stored, and not taken into memory, since the journal was last asked for some."""
-        self._unspilled = 0
-        """How often memory has caught up with the journal."""
+        self._late: list[Job] | None = None
+        """Those that were stored since then, while all of them have room; they are not in memory yet."""
+        self._late_bytes = 0
         self._unheard = 0
         """Messages that are being stored while nobody waits for it any more: only the journal can give them out."""
         self._recount = True
@@ -82,6 +83,7 @@ class Delivering:
                 await self._dispatch.idle()
         except TimeoutError:
             log.warning("grace is over", extra={"route": self._route, "sending": self._dispatch.sending})
+        self._dispatch.write_ends()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -111,21 +113,43 @@ class Delivering:
         Raises:
             JournalFullError, JournalBrokenError: it is not stored.
         """
-        spilled, unspilled = self._spilled, self._unspilled
         try:
             new = await self._journal.append(self._route, message)
         except asyncio.CancelledError:
             self._forsaken()
             raise
-        if not new:
-            return
+        if new:
+            self.stored(message)
+
+    def store_soon(self, message: Message, waiting: Waiting[bool]) -> None:
+        """The same for who is not a task: once `waiting` has its result it calls `stored`, if that is True.
+
+        Raises:
+            JournalFullError: it is not stored, and nobody is told.
+        """
+        self._journal.append_soon(self._route, message, waiting)
+
+    def stored(self, message: Message) -> None:
+        """A message is durable. Called in the order in which messages are stored."""
         self._meters.stored += 1
         message.forget_tree()
-        if spilled or self._spilled or unspilled != self._unspilled or not self._room(message):
-            self._spilled = self._more = True
+        if self._spilled:
             self._wake.set()
+            if self._late is not None and self._room(message):
+                self._late.append(Job(message))
+                self._late_bytes += message.size
+            else:
+                self._fell_behind()
+        elif not self._room(message):
+            self._fell_behind()
         elif message.id not in self._jobs:
             self._take_soon(Job(message))
+
+    def _fell_behind(self) -> None:
+        """Only the journal has what is stored now."""
+        self._spilled = self._more = True
+        self._late, self._late_bytes = None, 0
+        self._wake.set()
 
     def _forsaken(self) -> None:
         """Nobody waits for a commit any more, which goes on all the same: the message is looked for behind it."""
@@ -143,9 +167,10 @@ class Delivering:
     def _room(self, message: Message) -> bool:
         ending, limit = self._dispatch.ending, self._limits.in_memory
         # What only waits for its end to be written weighs little, and must not send newcomers the long way round.
-        if self._dispatch.stopping or len(self._jobs) - ending >= limit or ending >= ENDING_TIMES * limit:
+        held = len(self._jobs) - ending + len(self._late or ())
+        if self._dispatch.stopping or held >= limit or ending >= ENDING_TIMES * limit:
             return False
-        return self._bytes + message.size <= self._limits.in_memory_size
+        return self._bytes + self._late_bytes + message.size <= self._limits.in_memory_size
 
     def _keep(self, job: Job) -> None:
         self._jobs[job.message.id] = job
@@ -262,20 +287,36 @@ class Delivering:
         if room <= 0 or (room_bytes <= 0 and held_bytes):
             return  # whoever leaves memory wakes us
         self._more = False
+        self._late, self._late_bytes = [], 0
         known = [*self._jobs, *(work.message.id for work in self._suspects.works)]
         works = await self._journal.stored(self._route, known, min(room, BATCH), room_bytes)
-        if not works:
-            if not (self._more or self._suspects.works or self._unheard):
-                self._spilled = False
-                self._unspilled += 1
+        if works:
+            self._wake.set()
+            sound = self._suspects.hold(works)
+            if sound:
+                await self._claim([work.message.id for work in sound], [])
+                for work in sound:
+                    if work.message.id not in self._dispatch.discarded:  # since it was given out
+                        self._take_work(work)
+        self._catch_up(works)
+
+    def _catch_up(self, works: Backlog) -> None:
+        """Goes on from memory, if that has all now: what the journal gave out, and what was stored since it was asked.
+
+        What is stored from now on was not among what it gave out: that it is stored was told before the claim was.
+        """
+        late, self._late, self._late_bytes = self._late, None, 0
+        if late is None or not works.whole or self._more or self._suspects.works or self._unheard:
             return
-        self._wake.set()
-        sound = self._suspects.hold(works)
-        if sound:
-            await self._claim([work.message.id for work in sound], [])
-            for work in sound:
-                if work.message.id not in self._dispatch.discarded:  # since it was given out
-                    self._take_work(work)
+        self._spilled = False
+        given = {work.message.id for work in works}
+        for job in late:
+            if job.message.id in given or job.message.id in self._dispatch.discarded:
+                continue
+            if not self._room(job.message):
+                self._fell_behind()
+                return
+            self._take_soon(job)
 
     async def _begin_held(self) -> None:
         while not self._dispatch.stopping and (work := self._suspects.next_work()) is not None:

@@ -64,6 +64,8 @@ class Dispatch:
         self.sending = 0
         self.ending = 0
         """Jobs that are done, and whose end is being written."""
+        self._ends: list[Job] = []
+        """Those of them whose end is not handed over yet."""
         self.stopping = False
         self._idle = asyncio.Event()
 
@@ -416,15 +418,24 @@ class Dispatch:
             self._let_go(job)
         elif not job.expanded:
             self.ending += 1
-            self._journal.finish(self._route, job.finished(), lambda: self._ended(job))
+            if not self._ends:
+                asyncio.get_running_loop().call_soon(self.write_ends)
+            self._ends.append(job)
         elif job.commit is None or job.commit.done():
             self._left(job)
         else:  # until then the journal would give it out once more
             job.commit.add_done_callback(lambda done: self._forget(job, done))
 
-    def _ended(self, job: Job) -> None:
-        self.ending -= 1
-        self._left(job)
+    def write_ends(self) -> None:
+        """Hands over the ends of one turn of the loop, together."""
+        jobs, self._ends = self._ends, []
+        if jobs:
+            self._journal.finish(self._route, [job.finished() for job in jobs], lambda: self._ended(jobs))
+
+    def _ended(self, jobs: Sequence[Job]) -> None:
+        self.ending -= len(jobs)
+        for job in jobs:
+            self._left(job)
 
     def _forget(self, job: Job, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and done.exception() is None:

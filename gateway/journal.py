@@ -9,14 +9,15 @@ which never goes back, whatever the machine's clock does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, Protocol, get_args
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar, get_args
 
 from msgspec import Struct
 
 from gateway.errors import GatewayError, Refusal
 from gateway.message import Message
 
+T_contra = TypeVar("T_contra", contravariant=True)
 State = Literal["stored", "pending", "delivered", "filtered", "expired", "dead", "discarded"]
 FINAL: frozenset[State] = frozenset({"delivered", "filtered", "expired", "dead", "discarded"})
 DeliveryState = Literal["pending", "delivered", "filtered", "expired", "dead", "discarded"]
@@ -111,6 +112,15 @@ class Work(Struct, frozen=True):
     """How often it was begun without an end: a message that kills the process shows here."""
     only: str | None = None
     """The target that it was replayed to: the others do not get it."""
+
+
+class Backlog(list[Work]):
+    """Works that the journal gives out."""
+
+    def __init__(self, works: Iterable[Work] = (), *, whole: bool) -> None:
+        super().__init__(works)
+        self.whole = whole
+        """These are all that there were, but for those that were not wanted."""
 
 
 class Due(Struct, frozen=True):
@@ -222,8 +232,27 @@ ALL_QUEUED_BYTES = 16 << 20
 """How much of several lanes is given out at once."""
 
 
+class Waiting(Protocol[T_contra]):
+    """Who waits for something to be durable: a future, or what looks like one."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+    def set_result(self, result: T_contra, /) -> None:
+        """It is durable. Called in the loop's thread."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """It is not."""
+        ...
+
+
 class Journal(Protocol):
     """Where stored messages are kept. Every method that changes something is durable when it returns.
+
+    Changes are told in the order in which they become durable: once a `claim` returns, who waits for a message that was
+    stored before it has been told so.
 
     Raises, from every method:
         JournalFullError: no room now; nothing was changed.
@@ -241,6 +270,14 @@ class Journal(Protocol):
         """
         ...
 
+    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
+        """`append` for somebody who is not a task: `waiting` gets what it returns, or the error.
+
+        Raises:
+            JournalFullError: there is no room, and `waiting` is not told.
+        """
+        ...
+
     async def bury(self, route: str, message: Message, reason: Reason) -> None:
         """Stores a message as a dead letter at once."""
         ...
@@ -253,11 +290,11 @@ class Journal(Protocol):
         """
         ...
 
-    def finish(self, route: str, end: Finished, then: Callable[[], None]) -> None:
-        """`advance` with this one change; calls `then` once it is durable. Most changes by far are of this kind."""
+    def finish(self, route: str, ends: Sequence[Finished], then: Callable[[], None]) -> None:
+        """`advance` with these changes; calls `then` once they are durable. Most changes by far are of this kind."""
         ...
 
-    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Backlog:
         """Messages in state `stored` but those with an id in `exclude`: higher `priority` first, then as they came.
 
         At least one if there is any, at most `limit`, about `max_bytes` of bodies. Each has its `since`.

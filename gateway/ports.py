@@ -39,6 +39,21 @@ accepted all the same.
 """
 
 
+@runtime_checkable
+class Offers(Protocol):
+    """A `Deliver` that may take a message without a task that waits for the outcome: where a commit is all to wait for.
+
+    Sources that can do with a call back ask for it (`isinstance(deliver, Offers)`); all must do with `Deliver`.
+    """
+
+    def offer(self, message: Message, then: Callable[[Outcome], None]) -> bool:
+        """Takes the message in, and calls `then` with the outcome; that may be at once. `then` never raises.
+
+        False: nothing was done and `then` is not called. Hand it over as usual; how it is refused is found out there.
+        """
+        ...
+
+
 class Clock(Protocol):
     """Time, so that tests can bend it."""
 

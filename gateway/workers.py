@@ -52,6 +52,11 @@ class Workers(Generic[T]):
         """Whether everything that was put would now have to wait for a free task."""
         return len(self._waiting) >= len(self._free) + self._called + self._count - self._made
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something that was put has not begun yet."""
+        return bool(self._waiting)
+
     def put(self, item: T) -> None:
         """Hands over. Never waits: bound what you put by `busy`, `room` or your own window."""
         self._waiting.append(item)

@@ -14,6 +14,7 @@ from gateway.journal import (
     QUEUED_BYTES,
     Attempt,
     Attempted,
+    Backlog,
     Change,
     Delivery,
     Detail,
@@ -27,6 +28,7 @@ from gateway.journal import (
     Reason,
     Row,
     State,
+    Waiting,
     Work,
 )
 from gateway.message import Message
@@ -79,6 +81,20 @@ class MemoryJournal:
         self.records[message.id] = Record(route, message.replace(), turn=self._turn, number=len(self.records) + 1)
         return True
 
+    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
+        if self.full:
+            raise JournalFullError("journal: no room; free some disk space")
+
+        def tell(done: asyncio.Task[bool]) -> None:
+            error = done.exception()
+            if error is None:
+                waiting.set_result(done.result())
+            else:
+                assert isinstance(error, Exception)
+                waiting.set_exception(error)
+
+        asyncio.ensure_future(self.append(route, message)).add_done_callback(tell)
+
     async def bury(self, route: str, message: Message, reason: Reason) -> None:
         if await self.append(route, message):
             record = self.records[message.id]
@@ -93,8 +109,8 @@ class MemoryJournal:
         asyncio.get_running_loop().call_soon(_finish, future)
         return future
 
-    def finish(self, route: str, end: Finished, then: Callable[[], None]) -> None:
-        self.advance(route, [end]).add_done_callback(lambda _: then())
+    def finish(self, route: str, ends: Sequence[Finished], then: Callable[[], None]) -> None:
+        self.advance(route, ends).add_done_callback(lambda _: then())
 
     def _apply(self, change: Change) -> None:
         record = self.records[change.parent if isinstance(change, Attempted) else change.id]
@@ -133,15 +149,16 @@ class MemoryJournal:
             if delivery.due_at is None:
                 delivery.due_at = self.now()
 
-    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Backlog:
         await asyncio.sleep(0)
         found = [
             r for r in self.records.values() if r.route == route and r.state == "stored" and r.message.id not in exclude
         ]
         found.sort(key=lambda record: (-record.message.priority, record.turn))
         sizes = accumulate(len(record.message.body) for record in found)
-        found = found[: max(1, sum(size <= max_bytes for size in sizes))]
-        return [Work(record.message.replace(), record.claims, record.only) for record in found[:limit]]
+        given = found[: min(limit, max(1, sum(size <= max_bytes for size in sizes)))]
+        works = [Work(record.message.replace(), record.claims, record.only) for record in given]
+        return Backlog(works, whole=len(given) == len(found))
 
     def _pending(self, route: str, exclude: Collection[tuple[str, str]]) -> list[tuple[Record, Delivery]]:
         return sorted(

@@ -13,7 +13,7 @@ import pytest
 
 from adapters.memory import box
 from gateway import Message, MessageError, PeerError
-from gateway.journal import Change, Due, Expanded, Work
+from gateway.journal import Backlog, Change, Due, Expanded
 from gateway.ports import Clock
 from gateway.testing import settle
 from tests.gateway.test_delivery import Bench, sent
@@ -94,7 +94,7 @@ class LateJournal(MemoryJournal):
         await self._later(lambda: None)
         await super().claim(route, messages, deliveries)
 
-    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Sequence[Work]:
+    async def stored(self, route: str, exclude: Collection[str], limit: int, max_bytes: int) -> Backlog:
         found = await super().stored(route, exclude, limit, max_bytes)
         await self._a_while()
         return found
