@@ -6,6 +6,7 @@ Everything here happens inside a transaction that the writer began; after it `co
 # ruff: noqa: S608  what is put into statements is question marks and words of ours
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import repeat
@@ -45,6 +46,10 @@ NEXT = (0, 1)
 """In `counts`: the number after the highest that was given, to a message or a turn."""
 _WALL, _MONOTONIC = (0, 2), (0, 3)
 """What the machine's clocks showed at `_CLOCK`, all in milliseconds."""
+
+
+End = tuple[str, int, bytes | None, "Reason | None"]
+"""Of a stored message: its id, the state that it ends in, what is left of its history, and why."""
 
 
 class Place(NamedTuple):
@@ -124,12 +129,17 @@ class Tables:
 
     def close_books(self) -> None:
         """Writes what the transaction changed in the counts: the last thing before it is committed."""
+        rows = self.books_rows()
+        self.execute(_upsert_counts(len(rows) // 3), rows)
+
+    def books_rows(self) -> Sequence[int]:
+        """The rows of `counts` that the transaction changed: route, state and number of each."""
         rows: list[int] = [*NEXT, self._next]
         for key, seconds in zip((_CLOCK, _WALL, _MONOTONIC), self.now.note(), strict=True):
             rows += (*key, int((seconds or 0.0) * 1000))
         for key, delta in self._deltas.items():
             rows += (*key, self.counts.get(key, 0) + delta)
-        self.execute(_upsert_counts(len(rows) // 3), rows)
+        return rows
 
     def committed(self) -> None:
         """The transaction is durable."""
@@ -153,9 +163,13 @@ class Tables:
 
     def next_turn(self) -> int:
         """A number that is higher than all before, never given twice."""
-        turn = self._next
-        self._next = turn + 1
-        return turn
+        return self.take_numbers(1)[0]
+
+    def take_numbers(self, count: int) -> range:
+        """So many such numbers."""
+        first = self._next
+        self._next = first + count
+        return range(first, first + count)
 
     def route_number(self, name: str) -> int:
         """The number of a route, given to it at its first message."""
@@ -171,10 +185,9 @@ class Tables:
     def append(self, arrivals: Arrivals) -> list[bool]:
         """Stores messages. False for those whose ids are there."""
         route = self.routes.get(arrivals.route) or self.route_number(arrivals.route)
-        count, first = len(arrivals), self._next
-        numbers = range(first, first + count)
-        self._next = first + count
-        at, inserted = first, 0
+        count = len(arrivals)
+        numbers = self.take_numbers(count)
+        at, inserted = numbers.start, 0
         for rows in arrivals.chunks(CHUNK):
             size = len(rows) // WIDTH
             self.execute(_insert_messages(size), (at, route, *rows))
@@ -182,14 +195,12 @@ class Tables:
             at += size
         self.execute(
             "INSERT INTO stored SELECT route, urgency, seq, seq, 0 FROM messages WHERE seq BETWEEN ? AND ?",
-            (first, first + count - 1),
+            (numbers[0], numbers[-1]),
         )
-        urgencies, received = arrivals.column("urgency"), arrivals.column("received")
-        self._known.update(zip(arrivals.ids, zip(numbers, repeat(route), urgencies, numbers), strict=False))
-        self._note_times(first, first + count - 1, min(received), max(received))
+        self.know_arrivals(arrivals, route, numbers)
+        received = arrivals.column("received")
+        self._note_times(numbers[0], numbers[-1], min(received), max(received))
         self.count(route, STORED, count)
-        if len(self._known) > KNOWN:
-            self._older, self._known = self._known, {}
         if inserted == count:
             return [True] * count
         keys = arrivals.column("id")
@@ -242,6 +253,13 @@ class Tables:
         if len(self._known) > KNOWN:
             self._older, self._known = self._known, {}
 
+    def know_arrivals(self, arrivals: Arrivals, route: int, numbers: range) -> None:
+        """Keeps the places of messages that came."""
+        places = zip(numbers, repeat(route), arrivals.column("urgency"), numbers, strict=False)
+        self._known.update(zip(arrivals.ids, places, strict=True))
+        if len(self._known) > KNOWN:
+            self._older, self._known = self._known, {}
+
     def forget(self, id: str) -> None:
         """Its place is not what it was."""
         self._known.pop(id, None)
@@ -270,7 +288,27 @@ class Tables:
         self.know(id_text(found[0]), place)
         return self.take(id_text(found[0]))
 
-    def finish_all(self, ends: Sequence[tuple[str, int, bytes | None, Reason | None]]) -> None:
+    def take_delivered(self, ends: Sequence[End]) -> Sequence[tuple[int, int, int, int]] | None:
+        """The places of messages that end as delivered, which are stored no more; the books have it.
+
+        None: nothing was done, as not all of them end so, or have a place that is known.
+        """
+        known, older = self._known, self._older
+        places = [known.get(end[0]) or older.get(end[0]) for end in ends]
+        ids = {end[0] for end in ends}
+        if None in places or len(ids) < len(ends) or any(end[1] != DELIVERED for end in ends):
+            return None
+        for one in ids:
+            self.forget(one)
+        for route, count in Counter(place[1] for place in places if place).items():
+            self.count(route, STORED, -count)
+            self.count(route, DELIVERED, count)
+        found = [place for place in places if place]
+        if found:
+            self.ended_from = min(self.ended_from, min(found)[0])
+        return found
+
+    def finish_all(self, ends: Sequence[End]) -> None:
         """Ends stored messages: (id, state, trace, reason)."""
         groups: dict[tuple[int, int], list[int]] = {}
         rows: list[Any] = []

@@ -61,6 +61,9 @@ def _later(name: str) -> None:
     asyncio.get_running_loop().call_later(SOON_S, failpoint, name)
 
 
+ARMED = bool(os.environ.get(VARIABLE))
+"""Whether any of these places is to end the process."""
+
 failpoint: Callable[[str], None] = _armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _inert
 """Marks a place by its name."""
 
