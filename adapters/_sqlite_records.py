@@ -35,14 +35,14 @@ class DamagedError(ValueError):
 
 def id_key(id: str) -> Key:
     """The shortest form of an id from which `id_text` makes it again."""
-    if len(id) == 36 and id[8] == id[13] == id[18] == id[23] == "-":
+    if len(id) == 36 and id[8:24:5] == "----":
         digits = id.replace("-", "")
-        if len(digits) == 32 and digits == digits.lower():
-            try:
-                key = bytes.fromhex(digits)
-            except ValueError:
-                return id
-            return key if len(key) == 16 else id
+        try:
+            key = bytes.fromhex(digits)
+        except ValueError:
+            return id
+        if len(key) == 16 and key.hex() == digits:
+            return key
     return id
 
 

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
-from gateway.errors import MessageError, PeerError
 from gateway.failpoints import failpoint, failpoint_soon
+from gateway.failure import failure_of, shown
 from gateway.jobs import Job, Parcel
 from gateway.journal import Attempt, Change, JournalBrokenError, Reason
 from gateway.lanes import Lanes
@@ -19,8 +19,6 @@ from gateway.workers import Workers
 
 log = logging.getLogger("gateway.delivery")
 
-ANSWER_BYTES = 200
-"""How much of a target's answer is kept in the history."""
 EXPIRED_S = 0.001
 """So long after its deadline a message has surely expired."""
 SET_S = 1.0
@@ -126,10 +124,22 @@ class Dispatch:
         if self.discarded and job.message.id in self.discarded:
             self._let_go(job)
             return
-        if self._waits:
+        target = self._packing.only
+        if target is not None and job.only is None and job.reason is None:
+            outs = self._packing.outs(job)
+            if outs and job.message.key is None and self._pure and _is_ready(target, outs[0]):
+                await self._send_at_once(job, outs[0], target)
+                return
+            if outs:
+                self._packing.pack_one(job, outs[0])
+        elif self._waits:
             await self._parcelled_unless_discarded(job)
         else:
             await self._packing.pack(job)
+        await self._packed(job)
+
+    async def _packed(self, job: Job) -> None:
+        """Its steps have run: it has its parcels, or the reason why there are none."""
         if self.discarded and job.message.id in self.discarded:
             self._let_go(job)
             return
@@ -263,28 +273,50 @@ class Dispatch:
         try:
             reply: object = await target.send(message)
             failpoint("target.acked")
-        except MessageError as error:
-            reason, asked_s = Reason(error.code, str(error), error.place or target.name, error.told), None
-            final, reply = True, error.reply
-        except PeerError as error:
-            reason, asked_s = Reason("retries", str(error), target.name, error.for_sender), error.wait_s
-            final, reply = False, error.reply
-        except Exception:
-            log.exception("send failed", extra={"route": self._route, "target": target.name, "message_id": message.id})
-            self._inside.meters.errors += 1
-            reason, asked_s = Reason("internal", "the gateway failed on this send; its log says why", target.name), None
-            final, reply = True, None
-        else:
-            parcel.attempts += 1
-            took_s, answer = clock.monotonic() - began, _shown(reply)
-            await self._done(parcel, "delivered", Attempt(target.name, parcel.attempts, at_s, took_s, answer=answer))
+        except Exception as error:
+            await self._went_wrong(parcel, error, at_s, clock.monotonic() - began)
             return
         parcel.attempts += 1
-        attempt = Attempt(target.name, parcel.attempts, at_s, clock.monotonic() - began, reason.text, _shown(reply))
+        took_s, answer = clock.monotonic() - began, shown(reply)
+        await self._done(parcel, "delivered", Attempt(target.name, parcel.attempts, at_s, took_s, answer=answer))
+
+    async def _send_at_once(self, job: Job, message: Message, target: RunningTarget) -> None:
+        """What `_try` is to a parcel, to a message that has just that one and that nothing keeps from being sent."""
+        if self.stopping:
+            return
+        clock = self._inside.clock
+        at_s, began = clock.time(), clock.monotonic()
+        failpoint_soon("target.sent")
+        self.sending += 1
+        try:
+            reply: object = await target.send(message)
+            failpoint("target.acked")
+            if self.discarded and job.message.id in self.discarded:
+                self._let_go(job)
+                return
+            answer = None if reply is None else shown(reply)
+            job.attempts.append(Attempt(target.name, 1, at_s, clock.monotonic() - began, None, answer))
+            job.delivered = True
+            self._end(job)
+        except Exception as error:
+            self._packing.pack_one(job, message)
+            await self._went_wrong(job.parcels[0], error, at_s, clock.monotonic() - began)
+        finally:
+            self.sending -= 1
+            if not self.sending:
+                self._idle.set()
+
+    async def _went_wrong(self, parcel: Parcel, error: Exception, at_s: float, took_s: float) -> None:
+        """An attempt failed: it is over, or it is tried again later."""
+        target = self._targets[parcel.target]
+        failure = failure_of(error, self._inside, target.name, parcel.message)
+        reason, asked_s = failure.reason, failure.asked_s
+        parcel.attempts += 1
+        attempt = Attempt(target.name, parcel.attempts, at_s, took_s, reason.text, shown(failure.reply))
         retry, age_left_s = target.settings.retry, self._age_left_s(parcel, target)
         # its last try is at the end of its age at the latest, but not sooner than its peer asked for
         too_old = age_left_s <= min(asked_s or 0.0, retry.max_wait)
-        if final or parcel.attempts >= retry.attempts or too_old:
+        if failure.final or parcel.attempts >= retry.attempts or too_old:
             await self._done(parcel, "dead", attempt, reason)
             return
         parcel.reason = reason
@@ -442,6 +474,11 @@ class Dispatch:
             self._left(job)
 
 
+def _is_ready(target: RunningTarget, message: Message) -> bool:
+    """Whether nothing has to be looked at before a send: no deadline, no circuit that is open."""
+    return message.expires_at_s is None and (target.breaker is None or target.breaker.wait_s() <= 0)
+
+
 def _by_the_clock(message: Message, expires_at_s: float) -> Message:
     """The message with its times as the machine's clock has them now, if somebody set it since it was received."""
     assert message.expires_at_s is not None
@@ -449,8 +486,3 @@ def _by_the_clock(message: Message, expires_at_s: float) -> Message:
     if abs(set_by_s) < SET_S:
         return message
     return message.replace(time_s=message.time_s + set_by_s, expires_at_s=expires_at_s)
-
-
-def _shown(reply: object) -> str | None:
-    """The beginning of what a target answered, for the history."""
-    return reply.raw[:ANSWER_BYTES].decode(errors="replace") if isinstance(reply, Message) and reply.raw else None

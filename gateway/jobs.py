@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec import Struct
+
 from gateway.journal import FINAL, Attempt, Attempted, Delivery, DeliveryState, Expanded, Finished, Hop, Reason
 from gateway.message import Message
 
@@ -11,47 +13,37 @@ Lane = tuple[str, str]
 """(target, key): parcels of one lane are sent one after the other, in the order of their messages."""
 
 
-class Job:
+class Job(Struct, eq=False):
     """A stored message in memory, until its end is committed."""
 
-    __slots__ = (
-        "attempts",
-        "commit",
-        "expanded",
-        "handed_over",
-        "hops",
-        "message",
-        "only",
-        "open",
-        "parcels",
-        "reason",
-        "scope",
-        "size",
-    )
+    message: Message
+    only: str | None = None
+    """The target that it was replayed to; None: all that take it."""
+    parcels: list[Parcel] = []
+    open: int = 0
+    """Parcels that are still in memory and not final."""
+    delivered: bool = False
+    """It needed no parcel, and its only target has it."""
+    expanded: bool = False
+    """Its parcels are written in the journal, or on their way there: see `commit`."""
+    commit: asyncio.Future[None] | None = None
+    """Done once they are there."""
+    hops: list[Hop] = []
+    attempts: list[Attempt] = []
+    reason: Reason | None = None
+    scope: asyncio.Timeout | None = None
+    """While its steps run and may wait: what ends them when the message is discarded."""
+    handed_over: bool = False
+    """The target that `dead_letter` names has it."""
 
-    def __init__(self, message: Message, only: str | None = None) -> None:
-        self.message = message
-        self.only = only
-        """The target that it was replayed to; None: all that take it."""
-        self.size = message.size
-        self.parcels: list[Parcel] = []
-        self.open = 0
-        """Parcels that are still in memory and not final."""
-        self.expanded = False
-        """Its parcels are written in the journal, or on their way there: see `commit`."""
-        self.commit: asyncio.Future[None] | None = None
-        """Done once they are there."""
-        self.hops: list[Hop] = []
-        self.attempts: list[Attempt] = []
-        self.reason: Reason | None = None
-        self.scope: asyncio.Timeout | None = None
-        """While its steps run and may wait: what ends them when the message is discarded."""
-        self.handed_over = False
-        """The target that `dead_letter` names has it."""
+    @property
+    def size(self) -> int:
+        """Bytes of the message's body."""
+        return self.message.size
 
     def finished(self) -> Finished:
         """Its end, when no parcel was ever written."""
-        if len(self.parcels) == 1 and self.parcels[0].state == "delivered":
+        if self.delivered or (len(self.parcels) == 1 and self.parcels[0].state == "delivered"):
             return Finished(self.message.id, "delivered", self.hops, self.attempts)
         states = {parcel.state for parcel in self.parcels}
         state = (

@@ -21,7 +21,7 @@ class Packing:
 
     def __init__(self, inside: Inside) -> None:
         self._inside = inside
-        self._only = inside.only if inside.steps.empty or inside.steps.plain is not None else None
+        self.only = inside.only if inside.steps.empty or inside.steps.plain is not None else None
         """The target of all that comes out of the steps, as it is: then there is nothing to choose or to split up."""
         self._history = inside.settings.history
 
@@ -29,29 +29,47 @@ class Packing:
         """Runs its steps and those of its targets: then it has its parcels, or the reason why there are none."""
         if job.reason is not None:
             return  # it was known before
-        outs = (job.message,) if self._inside.steps.empty else await self._outs(job)
-        failpoint("steps.inside")
-        if outs and self._only is not None and job.only is None:
-            job.parcels = [Parcel(job, job.message.id, outs[0], self._only.name, job.message.key)]
-            job.open = 1
-        elif outs:
+        steps = self._inside.steps
+        if steps.empty or steps.plain is not None:
+            outs = self.outs(job)
+        else:
+            trace = self._trace(job)
+            try:
+                outs = await steps(job.message, trace)
+            except Exception as error:
+                outs = self._ended_by(job, error, trace)
+            failpoint("steps.inside")
+        if outs:
             await self._split_up(job, outs)
 
-    async def _outs(self, job: Job) -> Sequence[Message]:
-        """What comes out of the route's steps; nothing: filtered, or dead with `job.reason`."""
-        steps, message = self._inside.steps, job.message
-        trace = self._trace(job)
-        try:
-            if steps.plain is not None:
-                after = steps.plain(message) if trace is None else steps.plain.traced(message, trace)
-                return () if after is None else (after,)
-            return (message,) if steps.empty else await steps(message, trace)
-        except MessageError as error:
+    def outs(self, job: Job) -> Sequence[Message]:
+        """What comes out of the route's steps when none of them waits; nothing: filtered, or dead with `job.reason`."""
+        steps = self._inside.steps
+        outs: Sequence[Message] = (job.message,)
+        if steps.plain is not None:
+            trace = self._trace(job)
+            try:
+                after = steps.plain(job.message) if trace is None else steps.plain.traced(job.message, trace)
+                outs = () if after is None else (after,)
+            except Exception as error:
+                outs = self._ended_by(job, error, trace)
+        failpoint("steps.inside")
+        return outs
+
+    def pack_one(self, job: Job, out: Message) -> None:
+        """Makes this its only parcel, for the only target."""
+        assert self.only is not None
+        job.parcels = [Parcel(job, job.message.id, out, self.only.name, job.message.key)]
+        job.open = 1
+
+    def _ended_by(self, job: Job, error: Exception, trace: Trace | None) -> Sequence[Message]:
+        """Nothing: its steps ended with this error."""
+        if isinstance(error, MessageError):
             job.reason = Reason(error.code, str(error), error.place, error.told)
-        except PeerError as error:
+        elif isinstance(error, PeerError):
             job.reason = Reason("retries", str(error), "steps", error.for_sender)
-        except Exception:
-            job.reason = self.internal(message, "steps")
+        else:
+            job.reason = self.internal(job.message, "steps", error)
         if trace is not None:
             job.hops.append(Hop(job.reason.place or "steps", "failed"))
         return ()
@@ -59,9 +77,9 @@ class Packing:
     def _trace(self, job: Job) -> Trace | None:
         return Trace(job.hops, self._history) if self._history != "off" else None
 
-    def internal(self, message: Message, place: str) -> Reason:
+    def internal(self, message: Message, place: str, error: Exception) -> Reason:
         """The reason of a bug, which is told in the log and counted."""
-        log.exception("message failed", extra={"route": self._inside.name, "message_id": message.id})
+        log.error("message failed", extra={"route": self._inside.name, "message_id": message.id}, exc_info=error)
         self._inside.meters.errors += 1
         return Reason("internal", INTERNAL, place)
 
@@ -93,8 +111,8 @@ class Packing:
             reason = Reason(error.code, str(error), error.place or place, error.told)
         except PeerError as error:
             reason = Reason("retries", str(error), place, error.for_sender)
-        except Exception:
-            reason = self.internal(out, place)
+        except Exception as error:
+            reason = self.internal(out, place, error)
         parcel = Parcel(job, parent, out, target.name, key)
         parcel.state, parcel.reason = "discarded", reason
         if self._history != "off":
@@ -117,7 +135,7 @@ class Packing:
             extra = {"route": self._inside.name, "message_id": message.id, "target": target.name, "reason": str(failed)}
             log.warning("dead letter kept in the journal", extra=extra)
             return False
-        except Exception:
-            self.internal(message, target.name)
+        except Exception as error:
+            self.internal(message, target.name, error)
             return False
         return True
