@@ -291,16 +291,17 @@ class Dispatch:
         try:
             reply: object = await target.send(message)
             failpoint("target.acked")
+        except Exception as error:
+            self._packing.pack_one(job, message)
+            await self._went_wrong(job.parcels[0], error, at_s, clock.monotonic() - began)
+        else:
             if self.discarded and job.message.id in self.discarded:
                 self._let_go(job)
                 return
             answer = None if reply is None else shown(reply)
-            job.attempts.append(Attempt(target.name, 1, at_s, clock.monotonic() - began, None, answer))
+            job.attempts = (Attempt(target.name, 1, at_s, clock.monotonic() - began, None, answer),)
             job.delivered = True
             self._end(job)
-        except Exception as error:
-            self._packing.pack_one(job, message)
-            await self._went_wrong(job.parcels[0], error, at_s, clock.monotonic() - began)
         finally:
             self.sending -= 1
             if not self.sending:
@@ -342,7 +343,7 @@ class Dispatch:
         if not self._alone and (job is None or job.open > 1):
             failpoint("fanout.partly_done")
         if attempt is not None and job is not None and not job.expanded:
-            job.attempts.append(attempt)
+            job.attempts = (*job.attempts, attempt)
         if job is not None:
             job.open -= 1
             if reason is not None and state == "dead":
@@ -365,7 +366,7 @@ class Dispatch:
         # once its deadline has passed it is not sent any more: it must not hold up its lane for longer
         parcel.due_at = now + min(wait_s, max(parcel.message.left_s(now), 0.0) + EXPIRED_S)
         if attempt is not None and parcel.job is not None and not parcel.job.expanded:
-            parcel.job.attempts.append(attempt)
+            parcel.job.attempts = (*parcel.job.attempts, attempt)
             attempt = None
         await self._park(self.lanes.park(parcel), attempt)
 

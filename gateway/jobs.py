@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -19,7 +20,7 @@ class Job(Struct, eq=False):
     message: Message
     only: str | None = None
     """The target that it was replayed to; None: all that take it."""
-    parcels: list[Parcel] = []
+    parcels: Sequence[Parcel] = ()
     open: int = 0
     """Parcels that are still in memory and not final."""
     delivered: bool = False
@@ -29,7 +30,7 @@ class Job(Struct, eq=False):
     commit: asyncio.Future[None] | None = None
     """Done once they are there."""
     hops: list[Hop] = []
-    attempts: list[Attempt] = []
+    attempts: Sequence[Attempt] = ()
     reason: Reason | None = None
     scope: asyncio.Timeout | None = None
     """While its steps run and may wait: what ends them when the message is discarded."""
