@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import repeat
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import apsw
@@ -59,6 +60,10 @@ class Place(NamedTuple):
     route: int
     urgency: int
     turn: int
+
+
+_ROUTE = itemgetter(1)
+"""Of a place."""
 
 
 @cache
@@ -293,17 +298,17 @@ class Tables:
 
         None: nothing was done, as not all of them end so, or have a place that is known.
         """
-        known, older = self._known, self._older
-        places = [known.get(end[0]) or older.get(end[0]) for end in ends]
-        ids = {end[0] for end in ends}
-        if None in places or len(ids) < len(ends) or any(end[1] != DELIVERED for end in ends):
+        ids = [end[0] for end in ends]
+        places = [*map(self._known.pop, ids, repeat(None))]
+        if None in places:
+            places = [place or self._older.pop(one, None) for place, one in zip(places, ids, strict=True)]
+        found = [place for place in places if place is not None]
+        if len(found) < len(ends) or not {end[1] for end in ends} <= {DELIVERED}:
+            self._known.update((one, place) for one, place in zip(ids, places, strict=True) if place is not None)
             return None
-        for one in ids:
-            self.forget(one)
-        for route, count in Counter(place[1] for place in places if place).items():
+        for route, count in Counter(map(_ROUTE, found)).items():
             self.count(route, STORED, -count)
             self.count(route, DELIVERED, count)
-        found = [place for place in places if place]
         if found:
             self.ended_from = min(self.ended_from, min(found)[0])
         return found
