@@ -36,7 +36,7 @@ NOTED_S = 1.0
 
 
 class Delivering:
-    """The delivery of one route's stored messages. `start`, then `store`; `stop` lets what is being sent finish."""
+    """The delivery of one route's stored messages. `start`, `store_soon`; `stop` lets what is being sent finish."""
 
     def __init__(self, inside: Inside) -> None:
         self._route = inside.name
@@ -58,8 +58,6 @@ class Delivering:
         self._late: list[Job] | None = None
         """Those that were stored since then, while all of them have room; they are not in memory yet."""
         self._late_bytes = 0
-        self._unheard = 0
-        """Messages that are being stored while nobody waits for it any more: only the journal can give them out."""
         self._recount = True
         """Deliveries in the journal may have become others than this knows of."""
         self._recount_at: float | None = None
@@ -108,22 +106,8 @@ class Delivering:
             except GatewayError as error:
                 log.warning("claims are not taken back", extra={"route": self._route, "reason": str(error)})
 
-    async def store(self, message: Message) -> None:
-        """Returns once the message is durable; its delivery goes on by itself.
-
-        Raises:
-            JournalFullError, JournalBrokenError: it is not stored.
-        """
-        try:
-            new = await self._journal.append(self._route, message)
-        except asyncio.CancelledError:
-            self._forsaken()
-            raise
-        if new:
-            self.stored(message)
-
     def store_soon(self, message: Message, waiting: Waiting[bool]) -> None:
-        """The same for who is not a task: once `waiting` has its result it calls `stored`, if that is True.
+        """Stores a message. Once `waiting` has its result it calls `stored`, at once, if that is True.
 
         Raises:
             JournalFullError: it is not stored, and nobody is told.
@@ -144,25 +128,12 @@ class Delivering:
         elif not self._room(message):
             self._fell_behind()
         elif message.id not in self._jobs:
-            self._take_soon(Job(message))
+            self._take(Job(message))
 
     def _fell_behind(self) -> None:
         """Only the journal has what is stored now."""
         self._spilled = self._more = True
         self._late, self._late_bytes = None, 0
-        self._wake.set()
-
-    def _forsaken(self) -> None:
-        """Nobody waits for a commit any more, which goes on all the same: the message is looked for behind it."""
-        self._unheard += 1
-        self._spilled = True
-        self._journal.advance(self._route, []).add_done_callback(self._committed)
-
-    def _committed(self, done: asyncio.Future[None]) -> None:
-        self._unheard -= 1
-        if not done.cancelled():
-            done.exception()  # a journal that is broken tells it to everybody
-        self._spilled = self._more = True
         self._wake.set()
 
     def _room(self, message: Message) -> bool:
@@ -180,18 +151,18 @@ class Delivering:
         self._bytes += job.size
 
     def _take(self, job: Job) -> None:
-        self._keep(job)
-        self._dispatch.begin(job)
-
-    def _take_soon(self, job: Job) -> None:
         """Begins behind the answer to its sender: who hears nothing, as a message kills the process, sends it again."""
         self._keep(job)
         if not self._told_first:
-            asyncio.get_running_loop().call_soon(self._begin_told)
+            asyncio.get_running_loop().call_soon(self._tell_first)
         self._told_first.append(job)
 
-    def _begin_told(self) -> None:
+    def _tell_first(self) -> None:
+        """Whoever waits for one of these was woken by now, or will be before these begin."""
         jobs, self._told_first = self._told_first, []
+        asyncio.get_running_loop().call_soon(self._begin, jobs)
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self._dispatch.begin(job)
 
@@ -309,7 +280,7 @@ class Delivering:
         What is stored from now on was not among what it gave out: that it is stored was told before the claim was.
         """
         late, self._late, self._late_bytes = self._late, None, 0
-        if late is None or not works.whole or self._more or self._suspects.works or self._unheard:
+        if late is None or not works.whole or self._more or self._suspects.works:
             return
         self._spilled = False
         given = {work.message.id for work in works}
@@ -319,7 +290,7 @@ class Delivering:
             if not self._room(job.message):
                 self._fell_behind()
                 return
-            self._take_soon(job)
+            self._take(job)
 
     async def _begin_held(self) -> None:
         while not self._dispatch.stopping and (work := self._suspects.next_work()) is not None:

@@ -143,8 +143,7 @@ class Edge:
         delivering = self.delivering
         if delivering is not None:
             self._ready_to_store(message)
-            await delivering.store(message)
-            self.stored_by(delivering)
+            await self._stored(message, delivering)
             return Accepted(message.id, stored=True)
         self._age(message)
         if inside.memos.used:
@@ -173,6 +172,12 @@ class Edge:
         if settings.order_by is not None:
             message.key = _text(settings.order_by(message))
         failpoint("accept.parsed")
+
+    async def _stored(self, message: Message, delivering: Delivering) -> None:
+        """Returns once it is durable. Who gives up before has it delivered all the same."""
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        delivering.store_soon(message, _Waited(self, message, delivering, told))
+        await told
 
     def stored_by(self, delivering: Delivering) -> None:
         """A message is stored that this one took."""
@@ -277,35 +282,74 @@ class Edge:
             await self._services.journal.bury(self.name, message, reason)
 
 
-class _Coming:
-    """A message on its way into the journal that no task waits for."""
+class _Stored:
+    """A message on its way into the journal, whose delivery begins from here, whoever waits for it and how.
 
-    __slots__ = ("_delivering", "_edge", "began", "message", "then")
+    A task that is woken runs later than what is called at once: if those who wait told it themselves, messages of one
+    commit would be turned round.
+    """
 
-    def __init__(self, edge: Edge, message: Message, delivering: Delivering, then: Callable[[Outcome], None]) -> None:
+    __slots__ = ("_delivering", "_edge", "message")
+
+    def __init__(self, edge: Edge, message: Message, delivering: Delivering) -> None:
         self._edge = edge
         self._delivering = delivering
         self.message = message
+
+    def done(self) -> bool:
+        """The delivery always waits."""
+        return False
+
+    def _begin(self, *, new: bool) -> None:
+        """It is durable. new: the journal did not have it before."""
+        if new:
+            self._delivering.stored(self.message)
+        self._edge.stored_by(self._delivering)
+
+
+class _Coming(_Stored):
+    """One that no task waits for."""
+
+    __slots__ = ("began", "then")
+
+    def __init__(self, edge: Edge, message: Message, delivering: Delivering, then: Callable[[Outcome], None]) -> None:
+        super().__init__(edge, message, delivering)
         self.then = then
         self.began = edge.inside.clock.monotonic()
 
-    def done(self) -> bool:
-        """Somebody always waits."""
-        return False
-
     def set_result(self, new: bool, /) -> None:  # noqa: FBT001 - as futures have it
-        """It is durable. new: the journal did not have it before."""
-        message, edge = self.message, self._edge
+        """It is durable."""
         try:
-            if new:
-                self._delivering.stored(message)
-            edge.stored_by(self._delivering)
+            self._begin(new=new)
         finally:
-            edge.settle(self, Accepted(message.id, stored=True))
+            self._edge.settle(self, Accepted(self.message.id, stored=True))
 
     def set_exception(self, error: Exception) -> None:
         """It is not there."""
         self._edge.settle(self, _not_stored(self.message, error))
+
+
+class _Waited(_Stored):
+    """One that a task waits for, or has given up."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self, edge: Edge, message: Message, delivering: Delivering, told: asyncio.Future[None]) -> None:
+        super().__init__(edge, message, delivering)
+        self._told = told
+
+    def set_result(self, new: bool, /) -> None:  # noqa: FBT001 - as futures have it
+        """It is durable."""
+        try:
+            self._begin(new=new)
+        finally:
+            if not self._told.done():
+                self._told.set_result(None)
+
+    def set_exception(self, error: Exception) -> None:
+        """It is not there."""
+        if not self._told.done():
+            self._told.set_exception(error)
 
 
 class Door:

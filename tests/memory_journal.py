@@ -69,10 +69,9 @@ class MemoryJournal:
         return self._clock.monotonic()
 
     async def append(self, route: str, message: Message) -> bool:
-        await asyncio.sleep(0)
-        if self.full:
-            raise JournalFullError("journal: no room; free some disk space")
-        return self._keep(route, message)
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.append_soon(route, message, future)
+        return await future
 
     def _keep(self, route: str, message: Message) -> bool:
         if message.id in self.records:
@@ -85,15 +84,12 @@ class MemoryJournal:
         if self.full:
             raise JournalFullError("journal: no room; free some disk space")
 
-        def tell(done: asyncio.Task[bool]) -> None:
-            error = done.exception()
-            if error is None:
-                waiting.set_result(done.result())
-            else:
-                assert isinstance(error, Exception)
-                waiting.set_exception(error)
+        def tell() -> None:
+            new = self._keep(route, message)
+            if not waiting.done():
+                waiting.set_result(new)
 
-        asyncio.ensure_future(self.append(route, message)).add_done_callback(tell)
+        asyncio.get_running_loop().call_soon(tell)
 
     async def bury(self, route: str, message: Message, reason: Reason) -> None:
         if await self.append(route, message):

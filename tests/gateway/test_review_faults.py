@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway import Deferred, Message, MessageError, registry
-from gateway.journal import Change, Expanded
+from gateway.journal import Change, Expanded, Waiting
 from gateway.testing import settle
 from tests.gateway.bench import Bench, post
 from tests.gateway.probe import plug_in, raises, script
@@ -113,15 +113,13 @@ async def test_a_stop_while_a_message_is_packed_leaves_out_no_target(bench: Benc
 
 async def test_dedupe_waits_for_room_in_the_journal(bench: Bench) -> None:
     async with bench.route("    steps: [{dedupe: {by: body.n}}]\n    to: {probe: {}}\n") as route:
-        append = bench.journal.append
+        append_soon = bench.journal.append_soon
 
-        async def last(name: str, message: Message) -> bool:
-            try:
-                return await append(name, message)
-            finally:
-                bench.journal.full = True
+        def last(name: str, message: Message, waiting: Waiting[bool]) -> None:
+            append_soon(name, message, waiting)
+            bench.journal.full = True
 
-        bench.journal.append = last  # type: ignore[assignment,method-assign]
+        bench.journal.append_soon = last  # type: ignore[assignment,method-assign]
         await post(route, {"n": 1})
         assert states(bench) == ["stored"]
         bench.journal.full = False

@@ -13,7 +13,7 @@ import pytest
 
 from adapters.memory import box
 from gateway import Message, MessageError, PeerError
-from gateway.journal import Backlog, Change, Due, Expanded
+from gateway.journal import Backlog, Change, Due, Expanded, Waiting
 from gateway.ports import Clock
 from gateway.testing import settle
 from tests.gateway.test_delivery import Bench, sent
@@ -71,9 +71,14 @@ class LateJournal(MemoryJournal):
         self._applied, self._told = applying, asyncio.ensure_future(told())
         return future
 
-    async def append(self, route: str, message: Message) -> bool:
+    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
         kept = message.replace(raw=message.body)
-        return await self._later(lambda: self._keep(route, kept))
+
+        def tell(done: asyncio.Future[bool]) -> None:
+            if not waiting.done():
+                waiting.set_result(done.result())
+
+        self._later(lambda: self._keep(route, kept)).add_done_callback(tell)
 
     def advance(self, route: str, changes: Sequence[Change]) -> asyncio.Future[None]:
         as_they_are = [

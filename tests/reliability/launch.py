@@ -16,7 +16,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway import Message
+    from gateway.journal import Waiting
 
 LIE = "RELIABILITY_LIE"
 DISK = "RELIABILITY_DISK"
@@ -27,21 +31,14 @@ def lie(late_s: float) -> None:
     """Lets the journal acknowledge before it commits."""
     from adapters.sqlite import SqliteJournal
 
-    honest = SqliteJournal.append
-    late: set[asyncio.Task[Any]] = set()
+    honest = SqliteJournal.append_soon
 
-    async def append(self: SqliteJournal, route: str, message: Any) -> bool:
-        async def later() -> None:
-            await asyncio.sleep(late_s)
-            await honest(self, route, message)
+    def append_soon(self: SqliteJournal, route: str, message: Message, waiting: Waiting[bool]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(waiting.set_result, True)
+        loop.call_later(late_s, honest, self, route, message, loop.create_future())
 
-        task = asyncio.create_task(later())
-        late.add(task)
-        task.add_done_callback(late.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return True
-
-    SqliteJournal.append = append  # type: ignore[method-assign]
+    SqliteJournal.append_soon = append_soon  # type: ignore[method-assign]
 
 
 # -- a bad disk --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 
 from adapters.memory import box
 from gateway import Message, MessageError, PeerError
+from gateway.journal import Waiting
 from gateway.testing import settle, until
 from tests.gateway.api.desk import Desk, desk
 
@@ -53,13 +54,16 @@ async def test_no_wait_is_so_short_that_a_message_is_acknowledged_before_it_is_s
 ) -> None:
     async with desk(tmp_path) as here:
         committed = asyncio.Event()
-        append = here.journal.append
+        append_soon, slow = here.journal.append_soon, set[asyncio.Task[None]]()
 
-        async def slow(route: str, message: Message) -> bool:
-            await committed.wait()
-            return await append(route, message)
+        def slowly(route: str, message: Message, waiting: Waiting[bool]) -> None:
+            async def later() -> None:
+                await committed.wait()
+                append_soon(route, message, waiting)
 
-        monkeypatch.setattr(here.journal, "append", slow)
+            slow.add(asyncio.create_task(later()))
+
+        monkeypatch.setattr(here.journal, "append_soon", slowly)
         posting = asyncio.create_task(here.post("orders", {"id": 1}, query="?wait=1ms"))
         await settle(200)
         assert not posting.done()
