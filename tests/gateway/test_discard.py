@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway import Message, MessageError, PeerError
+from gateway import Accepted, Message, MessageError, Outcome, PeerError
+from gateway.edge import Door
 from gateway.route import Route
 from gateway.testing import settle
 from tests.gateway.bench import Bench, post
-from tests.gateway.probe import plug_in, raises, script
-from tests.gateway.test_review_random import LateJournal
+from tests.gateway.probe import FEEDS, plug_in, raises, script
+from tests.gateway.test_review_random import SEEDS, LateJournal
 
 
 @pytest.fixture
@@ -120,6 +121,28 @@ async def test_what_is_being_sent_may_finish_and_its_lane_goes_on(bench: Bench, 
         assert numbers() == [1, 3, 4]
         assert memory_is_empty(route)
     assert states(bench) == ["discarded", "discarded", "delivered", "delivered"]
+
+
+@pytest.mark.parametrize("error", [None, PeerError("away"), MessageError("no")], ids=["taken", "away", "refused"])
+async def test_what_is_sent_without_a_parcel_may_finish_too(bench: Bench, error: Exception | None) -> None:
+    async with bench.route(ONE) as route:
+        release = held(error=error)
+        await post(route, {"n": 1})
+        assert numbers() == [1]
+        one = await discard(bench, route, 1)
+        release.set()
+        await settle(40)
+        await bench.clock.advance(60)
+        assert numbers() == [1]
+        assert memory_is_empty(route)
+        assert states(bench) == ["discarded"]
+        assert await bench.journal.replay([one], None, "me") == 1
+        script("out").does = lambda message: None
+        assert route.delivering is not None
+        route.delivering.poke()
+        await settle(40)
+    assert numbers() == [1, 1]
+    assert states(bench) == ["delivered"]
 
 
 async def test_what_is_tried_again_from_the_journal_is_tried_no_more(bench: Bench) -> None:
@@ -282,6 +305,8 @@ RANDOM = """
       - {probe: {name: b}, name: b, retry: {attempts: 99, first_wait: 1s}}
 """
 
+PLAIN = "    concurrency: 2\n    limits: {in_memory: 6}\n    to: {probe: {name: b}, retry: {attempts: 99, first_wait: 1s}}\n"
+
 
 class Play:
     """Messages that come, targets that take their time and fail, and an operator who discards."""
@@ -290,6 +315,7 @@ class Play:
         self.bench = bench
         self.luck = random.Random(seed)
         self.gone: set[int] = set()
+        self.outcomes: list[Outcome] = []
         self.late: list[int] = []
         self._calm = False
         self._turns: list[asyncio.Future[None]] = []
@@ -318,7 +344,10 @@ class Play:
     async def run(self, route: Route) -> None:
         luck = self.luck
         for number in range(60):
-            await post(route, {"n": number, "k": luck.choice("xy")})
+            tree = {"n": number, "k": luck.choice("xy")}
+            offers = luck.random() < 0.5 and isinstance(door := FEEDS["in"], Door)
+            if not offers or not door.offer(Message(raw=None, parsed=tree), self.outcomes.append):
+                self.outcomes.append(await post(route, tree))
             self._let_some_go_on()
             if luck.random() < 0.5:
                 await self._discard_one(route)
@@ -364,24 +393,30 @@ class Late(LateJournal):
         return sum(counts)
 
 
-@pytest.mark.parametrize("order", ["    order_by: body.k", ""], ids=["keys", "no-keys"])
+@pytest.mark.parametrize(
+    "settings", ["    order_by: body.k" + RANDOM, RANDOM, PLAIN], ids=["keys", "no-keys", "no-parcels"]
+)
 @pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
-@pytest.mark.parametrize("seed", range(20))
-async def test_after_a_discard_nothing_begins_whatever_goes_on(bench: Bench, seed: int, late: bool, order: str) -> None:
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_after_a_discard_nothing_begins_whatever_goes_on(
+    bench: Bench, seed: int, late: bool, settings: str
+) -> None:
     if late:
         bench.journal = Late(bench.clock, random.Random(seed))
         bench.services = replace(bench.services, journal=bench.journal)
     play = Play(bench, seed)
-    async with bench.route(order + RANDOM) as route:
+    async with bench.route(settings) as route:
         await play.run(route)
         assert route.delivering is not None
         route.delivering.poke()  # lanes that moved while they were counted are counted again when there is something to do
         await settle(20)
         assert memory_is_empty(route)
+        assert route.gate.inside == 0
+    assert Counter(map(type, play.outcomes)) == {Accepted: 60}
     assert play.late == []
     assert set(states(bench)) == {"delivered", "discarded"}
     assert Counter(states(bench))["discarded"] == len(play.gone) > 5
-    for name in ("a", "b") if order else ():
+    for name in ("a", "b") if "order_by" in settings else ():
         for key in "xy":
             sent = [tree["n"] for tree in script(name).trees if tree["k"] == key]  # type: ignore[index]
             firsts = list(dict.fromkeys(sent))
