@@ -157,7 +157,8 @@ class Writer:
 
     def _hand_over(self) -> None:
         for coming in self._coming.values():
-            self._waiting.append(Op(APPEND, coming, coming, size=coming.size, count=len(coming)))
+            if coming:  # else what was to come could not be written as a row
+                self._waiting.append(Op(APPEND, coming, coming, size=coming.size, count=len(coming)))
         self._coming.clear()
 
     def _kick_soon(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from adapters.sqlite import open_journal
-from gateway import Message
+from gateway import Limits, Message, MessageError
+from gateway.formats import formats_with
 from gateway.journal import (
     Attempt,
     Attempted,
@@ -114,6 +115,15 @@ async def test_what_is_excluded_is_not_given_out(journal: Journal) -> None:
     await keep(journal, first, second, third)
     assert await bodies(journal, first, third) == ["2"]
     assert await bodies(journal, first, limit=1) == ["2"]
+
+
+async def test_a_body_that_can_not_be_written_leaves_nothing_for_the_writer(
+    sqlite: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(MessageError):
+        await sqlite.append("r", Message(raw=None, parsed={"a": 1}, content_type="image/png", formats=formats_with(Limits())))
+    await keep(sqlite, message("other"), route="s")
+    assert caplog.records == []
 
 
 async def test_a_known_id_changes_nothing(journal: Journal) -> None:

@@ -345,8 +345,9 @@ class Play:
         luck = self.luck
         for number in range(60):
             tree = {"n": number, "k": luck.choice("xy")}
-            offers = luck.random() < 0.5 and isinstance(door := FEEDS["in"], Door)
-            if not offers or not door.offer(Message(raw=None, parsed=tree), self.outcomes.append):
+            door = FEEDS["in"]
+            assert isinstance(door, Door)
+            if luck.random() < 0.5 or not door.offer(Message(raw=None, parsed=tree), self.outcomes.append):
                 self.outcomes.append(await post(route, tree))
             self._let_some_go_on()
             if luck.random() < 0.5:

@@ -168,7 +168,7 @@ async def test_what_is_offered_to_a_paused_route_is_kept_until_it_resumes(bench:
 @pytest.mark.parametrize("hands_over", ["offer", "task", "task-given-up"])
 async def test_what_is_committed_after_its_route_was_paused_and_resumed_is_sent(bench: Bench, hands_over: str) -> None:
     append_soon, commits = bench.journal.append_soon, list[Callable[[], None]]()
-    bench.journal.append_soon = lambda *args: commits.append(partial(append_soon, *args))  # type: ignore[assignment,method-assign]
+    bench.journal.append_soon = lambda *args: commits.append(partial(append_soon, *args))  # type: ignore[method-assign]
     async with bench.route(STORED) as route:
         if hands_over == "offer":
             assert offered(1)[0]
@@ -203,7 +203,7 @@ async def test_memory_catches_up_with_the_journal_while_messages_keep_coming(ben
                 await route.take(Message(raw=None, parsed={"n": 19 + asked}), answers=True, type_="test")
             return found
 
-        bench.journal.stored = while_one_comes  # type: ignore[method-assign]
+        bench.journal.stored = while_one_comes  # type: ignore[assignment,method-assign]
         route.resume()
         await settle(200)
         assert asked < 5
@@ -229,7 +229,7 @@ async def test_what_comes_while_memory_catches_up_is_bounded_and_goes_in_its_ord
             most = max(most, len(route.delivering._jobs) + len(route.delivering._late or ()))
             return found
 
-        bench.journal.stored = while_many_come  # type: ignore[method-assign]
+        bench.journal.stored = while_many_come  # type: ignore[assignment,method-assign]
         route.resume()
         await settle(600)
         sent = numbers()

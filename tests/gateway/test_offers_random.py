@@ -48,7 +48,7 @@ class Play:
         self.calm = False
         script("out").does = self._does
 
-    async def _does(self, _: Message) -> None:
+    async def _does(self, message: Message) -> None:
         for _ in range(self.luck.randrange(3)):
             await asyncio.sleep(0)
         if not self.calm and self.luck.random() < 0.05:
@@ -103,7 +103,7 @@ class Play:
 
 @pytest.mark.parametrize("memory", [1, 6, 256])
 @pytest.mark.parametrize("order", ["    order_by: body.k\n", ""], ids=["keys", "no-keys"])
-@pytest.mark.parametrize("seed", [*SEEDS][:4] if len(SEEDS) == 25 else SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS][:2] if len(SEEDS) == 25 else SEEDS)
 async def test_all_that_is_answered_is_delivered_in_its_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, order: str, memory: int
 ) -> None:
@@ -119,10 +119,10 @@ async def test_all_that_is_answered_is_delivered_in_its_order(
     assert set(accepted) <= set(sent)
     assert play.offered > 20
     if order:
-        keys: dict[str, list[int]] = defaultdict(list)
-        for message in script("out").received:
-            tree = message.tree
-            if tree["n"] not in keys[tree["k"]]:  # type: ignore[index,call-overload]
-                keys[tree["k"]].append(tree["n"])  # type: ignore[index,call-overload]
+        keys: dict[object, list[int]] = defaultdict(list)
+        for tree in script("out").trees:
+            assert isinstance(tree, dict)
+            if tree["n"] not in keys[tree["k"]]:
+                keys[tree["k"]].append(tree["n"])
         assert all(found == sorted(found) for found in keys.values())
     assert max(Counter(sent).values()) < 20

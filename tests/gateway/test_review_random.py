@@ -172,6 +172,7 @@ class Play:
                 await settle(60)
                 await self.bench.clock.advance(5)
             assert route.gate.inside == 0
+            assert route.delivering is not None
             assert not route.delivering._jobs
 
     async def _harm(self) -> None:
