@@ -34,7 +34,6 @@ class Arrivals:
         """Adds a message. since: journal time from which its age counts. waiting: None: nobody waits for it."""
         envelope = envelope_of(message)
         correlation = message.correlation_id
-        self.ids.append(message.id)
         self.rows += (
             -message.priority,
             checksum(route_crc, envelope, body),
@@ -45,6 +44,7 @@ class Arrivals:
             body,
             since,
         )
+        self.ids.append(message.id)
         self.size += len(body)
         if waiting is not None:
             self.waiting.append(waiting)
@@ -60,6 +60,15 @@ class Arrivals:
         """The rows, so many at a time."""
         for at in range(0, len(self.rows), WIDTH * count):
             yield self.rows[at : at + WIDTH * count]
+
+    def apart(self) -> Iterator[Arrivals]:
+        """Each message by itself, with who waits for it."""
+        for index, (name, waiting) in enumerate(zip(self.ids, self.waiting, strict=True)):
+            one = Arrivals(self.route)
+            one.ids.append(name)
+            one.rows = self.rows[index * WIDTH : (index + 1) * WIDTH]
+            one.waiting.append(waiting)
+            yield one
 
     # -- as who waits for the operation ------------------------------------------------------------------------------
 

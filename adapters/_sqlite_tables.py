@@ -215,6 +215,8 @@ class Tables:
         there = self.execute("SELECT seq FROM messages WHERE id = ?", (key,)).get
         if there == seq:
             return True
+        if there is None:  # it was ignored for something else: who is told that it is there would forget it
+            raise ValueError(f"journal: message {id} can't be stored: a value of it is none that SQLite can keep")
         self.forget(id)
         self.count(route, STORED, -1)
         return False

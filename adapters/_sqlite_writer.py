@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import apsw
@@ -114,6 +115,8 @@ class Writer:
         """What waits is to be written now. Set by the loop, before the writer is woken; cleared by the writer."""
         self._later: asyncio.TimerHandle | None = None
         self._closing = False
+        self._gone = False
+        """The thread takes nothing any more."""
         self._without_room = False
         """The last commit found no room: as long as that is so, one is tried now and then."""
         self.broken: str | None = None
@@ -157,7 +160,7 @@ class Writer:
 
     def _hand_over(self) -> None:
         for coming in self._coming.values():
-            if coming:  # else what was to come could not be written as a row
+            if coming.ids:  # what was to be added may have failed
                 self._waiting.append(Op(APPEND, coming, coming, size=coming.size, count=len(coming)))
         self._coming.clear()
 
@@ -178,6 +181,7 @@ class Writer:
 
     async def close(self) -> None:
         """Writes what waits, and ends the thread."""
+        self._hand_over()  # the writer ends once nothing waits
         self._closing = True
         self._kick()
         while self._thread.is_alive():
@@ -199,9 +203,20 @@ class Writer:
             self._asleep = False
             self._begun.acquire(blocking=False)
             self._awaited = True
-            self._wake.release()
+            if self._wake.locked():  # else it woke by itself when it was woken last, and finds this open
+                self._wake.release()
             self._begun.acquire(timeout=GIVE_WAY_S)
             self._awaited = False
+        if self._gone:
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        """The writer is gone: what was handed over to it meanwhile is told so."""
+        refused = [*self._waiting]
+        self._waiting.clear()
+        for op in refused:
+            op.error = JournalBrokenError(self.broken or "journal: it is closed")
+        self._answer(refused)
 
     def _answer(self, ops: Sequence[Op]) -> None:
         """Resolves, in the order in which it was stored."""
@@ -209,10 +224,13 @@ class Writer:
             future = op.future
             if future.done():
                 continue
-            if op.error is not None:
-                future.set_exception(op.error)
-            else:
-                future.set_result(op.result)
+            try:
+                if op.error is not None:
+                    future.set_exception(op.error)
+                else:
+                    future.set_result(op.result)
+            except Exception:  # what it is to one must not be to the others
+                log.exception("who waited for a change failed")
 
     def reading_failed(self, error: apsw.Error) -> None:
         """A reader met a broken disk or file. Called in its thread."""
@@ -234,6 +252,9 @@ class Writer:
         except Exception as error:
             log.exception("the journal's writer failed")
             self._break(error, [])
+        self._gone = True
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._kick)
 
     def _take(self) -> list[Op]:
         waiting = self._waiting
@@ -312,6 +333,8 @@ class Writer:
             self._break(error, batch)
         except Exception as error:
             self._roll_back()
+            if len(batch) == 1 and batch[0].kind == APPEND and batch[0].count > 1:
+                batch = [Op(APPEND, one, one) for one in batch[0].data.apart()]
             if len(batch) == 1:
                 log.exception("the journal could not apply a change")
                 batch[0].error = error

@@ -131,11 +131,12 @@ class SqliteJournal:
 
     def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
         self._writer.check_room()
+        body = message.body
         arrivals = self._writer.arrivals(route)
         if arrivals is None:
             waiting.set_exception(JournalBrokenError(self._writer.broken or "journal: it is closed"))
         else:
-            arrivals.add(message, message.body, self._route_crc(route), message.since or self.now(), waiting)
+            arrivals.add(message, body, self._route_crc(route), message.since or self.now(), waiting)
 
     def _route_crc(self, route: str) -> int:
         crc = self._route_crcs.get(route)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,14 +14,13 @@ from typing import Any
 import apsw
 import pytest
 
-from adapters import _sqlite_writer as writing
 from adapters._sqlite_quick import MOST, Quick
-from adapters._sqlite_records import CODES, STATES, id_key, id_text
+from adapters._sqlite_records import STATES, id_text
 from adapters._sqlite_tables import NEXT, ZONE_BITS
-from gateway import Message
+from gateway import Message, MessageError
 from gateway.journal import Attempt, Finished, Journal, JournalBrokenError, JournalFullError
 from gateway.message import new_id
-from gateway.testing import ManualClock
+from gateway.testing import ManualClock, until
 from tests.adapters.test_sqlite import bodies, keep, listed, message, opened
 from tests.adapters.test_sqlite_faults import Disk, disk
 
@@ -68,7 +68,7 @@ def rows_of(folder: Path, sql: str) -> list[Any]:
 
 
 def dump(folder: Path) -> dict[str, list[Any]]:
-    return {table: rows_of(folder, f"SELECT * FROM {table} ORDER BY 1, 2") for table in TABLES}  # noqa: S608
+    return {table: rows_of(folder, f"SELECT * FROM {table} ORDER BY 1, 2") for table in TABLES}
 
 
 def begin_at(folder: Path, number: int) -> None:
@@ -285,7 +285,7 @@ class Play:
         elif kind == "discard":
             assert told == sum(self._change(name, ("stored", "dead"), "discarded") for name in names)
         elif kind == "replay":
-            assert told == sum(self._change(name, FINAL + ("discarded",), "stored") for name in names)
+            assert told == sum(self._change(name, (*FINAL, "discarded"), "stored") for name in names)
         return []
 
     def _change(self, name: str, states: tuple[str, ...], state: str) -> bool:
@@ -303,3 +303,237 @@ async def test_whatever_comes_and_fails_rows_books_and_answers_agree(
     await Play(tmp_path, disk, seed).run(60)
     assert ways.quick > 10
     assert ways.careful > 5
+
+
+# -- quick and careful -------------------------------------------------------------------------------------------------
+
+
+def some_messages(luck: random.Random, count: int) -> list[Message]:
+    return [
+        Message(
+            id=odd_ids(luck),
+            raw=luck.choice((b"", b"\0", luck.randbytes(50))),
+            time_s=luck.choice((0.0, 5.0, -1.5, luck.uniform(0, 1e6))),
+            priority=luck.choice((0, 0, 7)),
+            correlation_id=luck.choice((None, "", "a\0b", "\ud800", "x")),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 17, 64, 65, MOST - 1, MOST])
+async def test_both_ways_leave_the_same_tables(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    luck = random.Random(count)
+    first, second = some_messages(luck, count), some_messages(luck, count)
+    ends = [Finished(one.id, "delivered", (), luck.choice(((), (Attempt("a", 1, 1.0, 0.5),)))) for one in first]
+    luck.shuffle(ends)
+    left = []
+    for way in ("quick", "careful"):
+        folder = tmp_path / way
+        ways = Twice(monkeypatch)
+        async with opened(folder):
+            pass
+        begin_at(folder, ZONE - count - count // 2)  # the second batch crosses into the next zone
+        async with opened(folder) as journal:
+            await keep(journal, message(id="0", time_s=3.0))  # the route's first message needs a number for the route
+            if way == "careful":
+                monkeypatch.setattr(Quick, "commit", lambda *_: False)
+            assert await asyncio.gather(*(journal.append("r", one) for one in first)) == [True] * count
+            ended = asyncio.get_running_loop().create_future()
+            news = [journal.append("r", one) for one in second]
+            coming = asyncio.gather(*news)
+            journal.finish("r", ends, lambda: ended.set_result(None))  # noqa: B023
+            assert await coming == [True] * count
+            await ended
+            assert journal.counts() == {"r": {"stored": count + 1, "delivered": count}}
+        assert (ways.quick, ways.careful) in (((2, 1), (3, 1)) if way == "quick" else ((0, 1),))
+        check_file(folder, None)
+        left.append(dump(folder))
+        monkeypatch.undo()
+    assert left[0] == left[1]
+
+
+async def test_a_duplicate_costs_its_neighbours_nothing(tmp_path: Path, ways: Twice) -> None:
+    known = message("known")
+    async with opened(tmp_path) as journal:
+        await keep(journal, known)
+        some = [message(str(n)) for n in range(MOST - 1)]
+        news = await asyncio.gather(*(journal.append("r", one) for one in (*some[:9], known, *some[9:])))
+        assert news == [True] * 9 + [False] + [True] * (MOST - 10)
+        assert ways.careful == 2
+        assert await bodies(journal, limit=1000) == ["known", *map(str, range(MOST - 1))]
+        check_file(tmp_path, journal)
+
+
+@pytest.mark.parametrize("how", ["twice in one", "twice", "discarded", "replayed", "unknown"])
+async def test_an_end_counts_once(tmp_path: Path, how: str) -> None:
+    one, two = message("1"), message("2")
+    states = {"twice in one": "delivered", "twice": "delivered", "discarded": "discarded", "replayed": "delivered"}
+    async with opened(tmp_path) as journal:
+        await keep(journal, one, two)
+        ends = [Finished(one.id, "delivered")]
+        if how == "twice in one":
+            ends *= 2
+        elif how == "unknown":
+            ends = [Finished("nobody", "delivered")]
+        elif how != "discarded":
+            await journal.advance("r", [Finished(one.id, "delivered")])
+        if how == "discarded":
+            await journal.discard([one.id], "me")
+        elif how == "replayed":
+            await journal.replay([one.id], None, "me")
+        ended = asyncio.get_running_loop().create_future()
+        journal.finish("r", ends, lambda: ended.set_result(None))
+        await ended
+        found = check_file(tmp_path, journal)
+        assert found == {one.id: ("r", states.get(how, "stored")), two.id: ("r", "stored")}
+
+
+async def test_a_quick_commit_is_synced_before_it_is_told(tmp_path: Path, disk: Disk, ways: Twice) -> None:
+    order: list[str] = []
+    real = disk.passes
+
+    def passes(kind: str) -> None:
+        order.append(kind)
+        real(kind)
+
+    async with opened(tmp_path) as journal:
+        first = message("first")
+        await keep(journal, first)
+        disk.passes = passes  # type: ignore[method-assign]
+        await keep(journal, message("second"))
+        order.append("told")
+        journal.finish("r", [Finished(first.id, "delivered")], lambda: order.append("told"))
+        await until(lambda: order.count("told") == 2)
+    assert ways.quick == 2
+    told = [at for at, kind in enumerate(order) if kind == "told"]
+    assert "sync" in order[: told[0]]
+    assert "sync" in order[told[0] : told[1]]
+
+
+# -- those who wait do not suffer from each other ----------------------------------------------------------------------
+
+
+class Fussy:
+    """Somebody who waits and falls over what is told."""
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _new: bool, /) -> None:
+        raise RuntimeError("fell over")
+
+    def set_exception(self, _error: Exception, /) -> None:
+        raise RuntimeError("fell over")
+
+
+async def test_one_who_falls_over_the_answer_keeps_it_from_no_other(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        await keep(journal, message("0"))
+        future = asyncio.get_running_loop().create_future()
+        journal.append_soon("r", message("1"), Fussy())
+        journal.append_soon("r", message("2"), future)
+        assert await future is True
+
+
+async def test_one_who_falls_over_the_end_of_a_message_keeps_no_other_from_an_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fall() -> None:
+        raise RuntimeError("fell over")
+
+    one = message("1")
+    async with opened(tmp_path) as journal:
+        await keep(journal, one)
+        journal.finish("r", [Finished(one.id, "delivered")], fall)
+        assert await asyncio.wait_for(journal.append("r", message("2")), 5)
+    assert "who waited for a change failed" in caplog.text
+
+
+async def test_a_message_that_can_not_be_stored_harms_none_that_came_with_it(tmp_path: Path, ways: Twice) -> None:
+    async with opened(tmp_path) as journal:
+        await keep(journal, message("0"))
+        wrong = message("wrong", id="\ud800")
+        told = await asyncio.gather(
+            *(journal.append("r", one) for one in (message("1"), wrong, message("2"))), return_exceptions=True
+        )
+        assert [type(answer) for answer in told] == [bool, UnicodeEncodeError, bool]
+        assert await bodies(journal) == ["0", "1", "2"]
+        check_file(tmp_path, journal)
+
+
+async def test_what_can_not_be_stored_is_no_duplicate(tmp_path: Path) -> None:
+    """SQLite ignores both in one statement: a sender that was told so of the wrong one would drop it."""
+    async with opened(tmp_path) as journal:
+        await keep(journal, message("0"))
+        wrong = message("wrong", time_s=float("nan"))
+        told = await asyncio.gather(
+            *(journal.append("r", one) for one in (message("1"), wrong, message("2"))), return_exceptions=True
+        )
+        assert told[0] is told[2] is True
+        assert isinstance(told[1], Exception)
+        assert await bodies(journal) == ["0", "1", "2"]
+        check_file(tmp_path, journal)
+
+
+async def test_a_message_without_a_body_leaves_nothing_behind(
+    tmp_path: Path, ways: Twice, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its turn has come before it is known that it has none: whoever came with it is stored, and no one else."""
+    async with opened(tmp_path) as journal:
+        future = asyncio.get_running_loop().create_future()
+        with pytest.raises(MessageError):
+            journal.append_soon("r", Message(parsed=object()), future)  # type: ignore[arg-type]
+        await journal.note("nobody", "looked", "me")
+        assert journal.counts() == {}
+        check_file(tmp_path, journal)
+    assert "could not apply" not in caplog.text
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_came_in_the_turn_of_the_end_is_stored(tmp_path: Path) -> None:
+    async with opened(tmp_path) as journal:
+        futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
+        for number, future in enumerate(futures):
+            journal.append_soon("r", message(str(number)), future)
+    assert [await future for future in futures] == [True] * 3
+    async with opened(tmp_path) as journal:
+        assert await bodies(journal) == ["0", "1", "2"]
+
+
+async def test_what_came_in_the_turn_in_which_the_writer_ended_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is gone before what came is handed over: nobody would ever answer."""
+    broken: list[str] = []
+    async with opened(tmp_path, on_broken=broken.append) as journal:
+        await keep(journal, message("0"))
+        writer = journal._writer  # type: ignore[attr-defined]
+
+        def damaged(**_: Any) -> None:
+            raise apsw.CorruptError("it is damaged")
+
+        monkeypatch.setattr(writer._upkeep, "after_commit", damaged)
+        future = asyncio.get_running_loop().create_future()
+        journal.append_soon("r", message("1"), future)
+        writer._asleep = False
+        writer._wake.release()
+        writer._thread.join()  # in this turn of the loop
+        with pytest.raises(JournalBrokenError):
+            await asyncio.wait_for(future, 5)
+
+
+async def test_a_wake_that_comes_twice_is_one(tmp_path: Path) -> None:
+    """The writer wakes by itself while it is woken: the lock that it sleeps at is open then, and is opened again."""
+    async with opened(tmp_path) as journal:
+        await keep(journal, message("0"))
+        writer = journal._writer  # type: ignore[attr-defined]
+        wake = threading.Lock()  # open
+        await until(lambda: writer._asleep)
+        real, writer._wake = writer._wake, wake
+        writer._kick()
+        writer._wake = real
+        real.release()
+        await keep(journal, message("1"))
