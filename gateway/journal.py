@@ -275,6 +275,7 @@ class Journal(Protocol):
 
         Raises:
             JournalFullError: there is no room, and `waiting` is not told.
+            MessageError: its tree can't be written as bytes, and `waiting` is not told.
         """
         ...
 

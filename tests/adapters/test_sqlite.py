@@ -126,6 +126,16 @@ async def test_a_body_that_can_not_be_written_leaves_nothing_for_the_writer(
     assert caplog.records == []
 
 
+async def test_what_is_given_out_says_whether_it_is_all(journal: Journal) -> None:
+    some = [message("12345"), message("12345"), message("12345")]
+    assert (await journal.stored("r", [], 10, ROOM)).whole
+    await keep(journal, *some)
+    known = [some[0].id]
+    asked = [([], 3, ROOM), ([], 2, ROOM), ([], 9, 15), ([], 9, 14), (known, 2, ROOM), (known, 1, ROOM), (known, 9, 9)]
+    told = [(await journal.stored("r", ids, limit, size)).whole for ids, limit, size in asked]
+    assert told == [True, False, True, False, True, False, False]
+
+
 async def test_a_known_id_changes_nothing(journal: Journal) -> None:
     first = message("first")
     await keep(journal, first)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.adapters.test_sqlite_quick import Twice
 from tests.reliability.power_cut import check
 
 
-def test_after_a_power_cut_every_acknowledged_message_is_there() -> None:
+def test_after_a_power_cut_every_acknowledged_message_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = Twice(monkeypatch)
     result = check(40, seed=7)
+    assert ways.quick > 20
     assert result.promised > 1000
     assert result.good, result
 
