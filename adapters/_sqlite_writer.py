@@ -22,7 +22,7 @@ from adapters._sqlite_quick import Quick
 from adapters._sqlite_retention import Upkeep
 from adapters._sqlite_schema import no_room
 from adapters._sqlite_tables import End, Tables
-from gateway.failpoints import ARMED, failpoint
+from gateway.failpoints import ARMED, IN_TRANSACTION, failpoint
 from gateway.journal import JournalBrokenError, JournalFullError, Waiting
 
 log = logging.getLogger("gateway.journal")
@@ -352,10 +352,12 @@ class Writer:
         if not self._commit_quickly(batch):
             self._commit_with_care(batch)
         self._without_room = False
+        if ARMED:
+            _pass_failpoints(batch)
         self._tell(batch)
 
     def _commit_quickly(self, batch: list[Op]) -> bool:
-        if ARMED:  # a place where the process can be ended is inside of the transaction
+        if IN_TRANSACTION:
             return False
         appends: list[Op] = []
         ends: list[End] = []
@@ -404,10 +406,6 @@ class Writer:
         failpoint("journal.inside_transaction")
         tables.execute("COMMIT")
         tables.committed()
-        if appends:
-            failpoint("journal.committed")
-        if len(appends) < len(batch):
-            failpoint("journal.marked")
 
     def _roll_back(self) -> None:
         if self._tables.connection.in_transaction:
@@ -459,6 +457,13 @@ class Writer:
 
 
 NO_ROOM = "journal: there is no room on its disk; free some space"
+
+
+def _pass_failpoints(batch: Sequence[Op]) -> None:
+    if any(op.kind == APPEND for op in batch):
+        failpoint("journal.committed")
+    if any(op.kind != APPEND for op in batch):
+        failpoint("journal.marked")
 
 
 def size_of(changes: Sequence[Prepared]) -> int:

@@ -63,6 +63,8 @@ def _later(name: str) -> None:
 
 ARMED = bool(os.environ.get(VARIABLE))
 """Whether any of these places is to end the process."""
+IN_TRANSACTION = "journal.inside_transaction" in os.environ.get(VARIABLE, "")
+"""Whether the one is that only a transaction of several statements comes to."""
 
 failpoint: Callable[[str], None] = _armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _inert
 """Marks a place by its name."""

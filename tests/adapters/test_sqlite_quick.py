@@ -14,6 +14,7 @@ from typing import Any
 import apsw
 import pytest
 
+from adapters import _sqlite_writer as writing
 from adapters._sqlite_quick import MOST, Quick
 from adapters._sqlite_records import STATES, id_text
 from adapters._sqlite_tables import NEXT, ZONE_BITS
@@ -416,6 +417,21 @@ async def test_a_quick_commit_is_synced_before_it_is_told(tmp_path: Path, disk: 
     told = [at for at, kind in enumerate(order) if kind == "told"]
     assert "sync" in order[: told[0]]
     assert "sync" in order[told[0] : told[1]]
+
+
+async def test_a_process_that_is_to_be_ended_behind_a_commit_commits_as_all_others(
+    tmp_path: Path, ways: Twice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[str] = []
+    monkeypatch.setattr(writing, "ARMED", True)
+    monkeypatch.setattr(writing, "failpoint", passed.append)
+    one = message("1")
+    async with opened(tmp_path) as journal:
+        await keep(journal, message("0"), one)
+        journal.finish("r", [Finished(one.id, "delivered")], lambda: passed.append("told"))
+        await until(lambda: "told" in passed)
+    assert ways.quick == 2
+    assert passed == ["journal.inside_transaction", *["journal.committed"] * 2, "journal.marked", "told"]
 
 
 # -- those who wait do not suffer from each other ----------------------------------------------------------------------
