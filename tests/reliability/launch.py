@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,25 @@ PROGRAM = ("-m", "tests.reliability.launch")
 def lie(late_s: float) -> None:
     """Lets the journal acknowledge before it commits."""
     from adapters.sqlite import SqliteJournal
+    from gateway.errors import GatewayError
 
     honest = SqliteJournal.append_soon
 
     def append_soon(self: SqliteJournal, route: str, message: Message, waiting: Waiting[bool]) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_soon(waiting.set_result, True)
-        loop.call_later(late_s, honest, self, route, message, loop.create_future())
+
+        def now() -> None:
+            if not waiting.done():
+                waiting.set_result(True)
+
+        def later() -> None:
+            stored: asyncio.Future[bool] = loop.create_future()
+            stored.add_done_callback(lambda done: done.cancelled() or done.exception())
+            with suppress(GatewayError):
+                honest(self, route, message, stored)
+
+        loop.call_soon(now)
+        loop.call_later(late_s, later)
 
     SqliteJournal.append_soon = append_soon  # type: ignore[method-assign]
 
