@@ -516,11 +516,24 @@ async def test_a_message_without_a_body_leaves_nothing_behind(
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-async def test_what_came_in_the_turn_of_the_end_is_stored(tmp_path: Path) -> None:
+async def test_what_came_in_the_turn_of_the_end_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(tmp_path) as journal:
+        writer = journal._writer  # type: ignore[attr-defined]
+        real = writer._kick
+
+        def kick() -> None:
+            """The writer is quick to see that it is to end."""
+            writer._asleep = False
+            if writer._wake.locked():
+                writer._wake.release()
+            writer._thread.join()
+            real()
+
         futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
         for number, future in enumerate(futures):
             journal.append_soon("r", message(str(number)), future)
+        monkeypatch.setattr(writer, "_kick", kick)
+        await writer.close()
     assert [await future for future in futures] == [True] * 3
     async with opened(tmp_path) as journal:
         assert await bodies(journal) == ["0", "1", "2"]
