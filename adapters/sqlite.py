@@ -22,12 +22,13 @@ from adapters import _sqlite_reader as reading
 from adapters import _sqlite_schema as schema
 from adapters._sqlite_arrivals import Arrivals
 from adapters._sqlite_changes import claim, prepared
+from adapters._sqlite_ops import CALL, CHANGES, END, PATIENT_CALL, Op, Then, size_of
 from adapters._sqlite_reader import Reader
 from adapters._sqlite_records import CODES, STORED, id_key, trace_of
 from adapters._sqlite_retention import Upkeep
 from adapters._sqlite_tables import OPEN_DELIVERIES, Tables
 from adapters._sqlite_time import JournalTime
-from adapters._sqlite_writer import CALL, CHANGES, END, PATIENT_CALL, Op, Then, Writer, size_of
+from adapters._sqlite_writer import Writer
 from gateway.journal import (
     Backlog,
     Change,

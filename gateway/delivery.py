@@ -82,7 +82,7 @@ class Delivering:
                 await self._dispatch.idle()
         except TimeoutError:
             log.warning("grace is over", extra={"route": self._route, "sending": self._dispatch.sending})
-        self._dispatch.write_ends()
+        self._dispatch.ends.write()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -137,7 +137,7 @@ class Delivering:
         self._wake.set()
 
     def _room(self, message: Message) -> bool:
-        ending, limit = self._dispatch.ending, self._in_memory
+        ending, limit = self._dispatch.ends.waiting, self._in_memory
         # What only waits for its end to be written weighs little, and must not send newcomers the long way round.
         held = len(self._jobs) - ending
         if self._late:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 
+from gateway.ends import Ends
 from gateway.failpoints import failpoint, failpoint_soon
 from gateway.failure import failure_of, shown
 from gateway.jobs import Job, Parcel
@@ -60,10 +61,7 @@ class Dispatch:
         self.given_bytes = 0
         """Bodies of the parcels in memory that the journal gave out, together."""
         self.sending = 0
-        self.ending = 0
-        """Jobs that are done, and whose end is being written."""
-        self._ends: list[Job] = []
-        """Those of them whose end is not handed over yet."""
+        self.ends = Ends(self._route, self._journal, left)
         self.stopping = False
         self._idle = asyncio.Event()
 
@@ -449,30 +447,8 @@ class Dispatch:
         """A job has nothing left to do in memory: its end is written, and then it is forgotten."""
         if self.discarded and job.message.id in self.discarded:
             self._let_go(job)
-        elif not job.expanded:
-            self.ending += 1
-            if not self._ends:
-                asyncio.get_running_loop().call_soon(self.write_ends)
-            self._ends.append(job)
-        elif job.commit is None or job.commit.done():
-            self._left(job)
-        else:  # until then the journal would give it out once more
-            job.commit.add_done_callback(lambda done: self._forget(job, done))
-
-    def write_ends(self) -> None:
-        """Hands over the ends of one turn of the loop, together."""
-        jobs, self._ends = self._ends, []
-        if jobs:
-            self._journal.finish(self._route, [job.finished() for job in jobs], lambda: self._ended(jobs))
-
-    def _ended(self, jobs: Sequence[Job]) -> None:
-        self.ending -= len(jobs)
-        for job in jobs:
-            self._left(job)
-
-    def _forget(self, job: Job, done: asyncio.Future[None]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            self._left(job)
+        else:
+            self.ends.put(job)
 
 
 def _is_ready(target: RunningTarget, message: Message) -> bool:

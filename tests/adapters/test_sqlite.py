@@ -121,7 +121,9 @@ async def test_a_body_that_can_not_be_written_leaves_nothing_for_the_writer(
     sqlite: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(MessageError):
-        await sqlite.append("r", Message(raw=None, parsed={"a": 1}, content_type="image/png", formats=formats_with(Limits())))
+        await sqlite.append(
+            "r", Message(raw=None, parsed={"a": 1}, content_type="image/png", formats=formats_with(Limits()))
+        )
     await keep(sqlite, message("other"), route="s")
     assert caplog.records == []
 
