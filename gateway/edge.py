@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from gateway.delivery import Delivering
+from gateway.direct import delivered
 from gateway.errors import INTERNAL, MessageError, PeerError
 from gateway.expressions import Expression
 from gateway.failpoints import failpoint, failpoint_soon
@@ -15,7 +16,7 @@ from gateway.host import Services
 from gateway.journal import JournalBrokenError, JournalFullError, Reason
 from gateway.message import Accepted, Deferred, Message, Outcome, Refused
 from gateway.ports import Step
-from gateway.target import Inside, RunningTarget, chosen
+from gateway.target import Inside
 
 log = logging.getLogger("gateway.route")
 
@@ -72,11 +73,8 @@ class Edge:
             outcome = Deferred(message.id, told, error.wait_s or 1.0, error.too_late, answerless, str(error))
         except (JournalFullError, JournalBrokenError) as error:
             outcome = _not_stored(message, error)
-        except Exception:
-            log.exception("message failed", extra={"route": self.name, "message_id": message.id})
-            meters.errors += 1
-            refused = Refused(message.id, INTERNAL, "internal")
-            outcome = await self._refused(message, refused, None, answers=answers)
+        except Exception as error:
+            outcome = await self._refused(message, self._failed(message, error), None, answers=answers)
         finally:
             gate.leave()
         self._note(message, outcome, began)
@@ -110,7 +108,22 @@ class Edge:
         """What was offered is stored, or is not."""
         self.gate.leave()
         self._note(coming.message, outcome, coming.began)
-        coming.then(outcome)
+        try:
+            coming.then(outcome)
+        except Exception:
+            log.exception("sender was not told", extra={"route": self.name, "message_id": coming.message.id})
+
+    def not_stored(self, message: Message, error: Exception) -> Outcome:
+        """What the sender of an offer hears."""
+        if isinstance(error, JournalFullError | JournalBrokenError):
+            return _not_stored(message, error)
+        return self._failed(message, error)
+
+    def _failed(self, message: Message, error: Exception) -> Refused:
+        """A bug, which is told in the log and counted."""
+        log.error("message failed", extra={"route": self.name, "message_id": message.id}, exc_info=error)
+        self._meters.errors += 1
+        return Refused(message.id, INTERNAL, "internal")
 
     def _label(self, message: Message, type_: str) -> None:
         inside = self.inside
@@ -148,9 +161,9 @@ class Edge:
         self._age(message)
         if inside.memos.used:
             async with inside.memos.kept_once_delivered():
-                reply = await self._delivered(message)
+                reply = await delivered(inside, message)
         else:
-            reply = await self._delivered(message)
+            reply = await delivered(inside, message)
         return Accepted(message.id, reply if settings.ack == "reply" else None)
 
     def _age(self, message: Message) -> None:
@@ -189,70 +202,6 @@ class Edge:
         accept = self.inside.accept
         if not (accept.plain(message) if accept.plain else await accept(message)):
             raise _not_accepted(accept.ended_by(message))
-
-    async def _delivered(self, message: Message) -> Message | None:
-        """Runs the steps and sends to every target that takes what comes out. Returns the reply of the only one.
-
-        Raises:
-            MessageError, PeerError: of the worst: a PeerError if any target was away, so that the sender tries again.
-        """
-        inside = self.inside
-        steps = inside.steps
-        out: Message | None = message
-        outs: Sequence[Message] = ()
-        if steps.plain is not None:
-            out = steps.plain(message)
-            if out is not message:
-                message.forget_tree()  # it is not needed any more, and waits as long as its target does
-        elif not steps.empty:
-            out, outs = None, await steps(message)
-        if out is not None:
-            if inside.only is not None:
-                return await self._sent(inside.only, out)
-            outs = (out,)
-        if not outs:
-            self._meters.filtered += 1
-            return None
-        sends: list[tuple[RunningTarget, Message]] = []
-        for out in outs:
-            for target in inside.always or chosen(inside, out):
-                if target.path.empty:
-                    sends.append((target, out))
-                else:
-                    sends += [(target, made) for made in await target.made_of(out)]
-        if len(sends) == 1:
-            return await self._sent(*sends[0])
-        if sends:
-            await self._sent_to_all(sends)
-        return None
-
-    async def _sent(self, target: RunningTarget, message: Message) -> Message | None:
-        if message.expires_at_s is not None and message.left_s(self._services.journal.now()) < 0:
-            self._meters.expired += 1
-            return None
-        try:
-            return await target.send(message)
-        except MessageError as error:
-            error.place = error.place or target.name
-            if isinstance(error.reply, Message) and self.inside.settings.ack == "reply":
-                return error.reply
-            raise
-        except PeerError as error:
-            if isinstance(error.reply, Message) and self.inside.settings.ack == "reply":
-                return error.reply
-            raise
-
-    async def _sent_to_all(self, sends: list[tuple[RunningTarget, Message]]) -> None:
-        results = await asyncio.gather(*(self._sent(*send) for send in sends), return_exceptions=True)
-        errors = [result for result in results if isinstance(result, BaseException)]
-        for error in errors:
-            if isinstance(error, asyncio.CancelledError | PeerError):
-                raise error
-        for error in errors:
-            if not isinstance(error, MessageError):  # a bug, which has to be heard of
-                raise error
-        if errors:
-            raise errors[0]
 
     async def _refused(self, message: Message, refused: Refused, place: str | None, *, answers: bool) -> Outcome:
         """A refusal, once it is safe: where the sender can't be told, as a committed dead letter."""
@@ -326,7 +275,7 @@ class _Coming(_Stored):
 
     def set_exception(self, error: Exception) -> None:
         """It is not there."""
-        self._edge.settle(self, _not_stored(self.message, error))
+        self._edge.settle(self, self._edge.not_stored(self.message, error))
 
 
 class _Waited(_Stored):
@@ -367,8 +316,8 @@ class Door:
         return self._edge.take(message, answers=self._answers, type_=self._type)
 
     def offer(self, message: Message, then: Callable[[Outcome], None]) -> bool:
-        """As `Edge.offer`."""
-        return self._edge.offer(message, then, type_=self._type)
+        """As `Edge.offer`, but where a refusal must be kept as a dead letter: that has to be waited for."""
+        return self._answers and self._edge.offer(message, then, type_=self._type)
 
 
 def _not_stored(message: Message, error: Exception) -> Deferred:

@@ -85,7 +85,11 @@ class MemoryJournal:
             raise JournalFullError("journal: no room; free some disk space")
 
         def tell() -> None:
-            new = self._keep(route, message)
+            try:
+                new = self._keep(route, message)
+            except Exception as error:
+                waiting.set_exception(error)
+                return
             if not waiting.done():
                 waiting.set_result(new)
 

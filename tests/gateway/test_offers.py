@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapters.sqlite import open_journal
-from gateway import Accepted, Deferred, Message, Outcome
+from gateway import Accepted, Deferred, Message, Outcome, Refused
 from gateway.clock import SystemClock
 from gateway.edge import Door
 from gateway.journal import Backlog, JournalFullError, Waiting
@@ -238,3 +238,34 @@ async def test_what_comes_while_memory_catches_up_is_bounded_and_goes_in_its_ord
         assert most <= 8
         assert route.gate.inside == 0
     assert set(states(bench)) == {"delivered"}
+
+
+async def test_a_fault_of_the_journal_is_told_and_counted_and_so_is_one_of_who_offered(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    def keep(route: str, message: Message) -> bool:
+        raise ValueError("a bug")
+
+    honest = bench.journal._keep
+    bench.journal._keep = keep  # type: ignore[method-assign]
+    async with bench.route(STORED) as route:
+        taken, outcomes = offered(1)
+        await until(lambda: len(outcomes) == 1)
+        assert taken
+        assert [type(one) for one in outcomes] == [Refused]
+        assert bench.services.observed.route("r").errors == 1
+
+        bench.journal._keep = honest  # type: ignore[method-assign]
+
+        def then(outcome: Outcome) -> None:
+            raise ValueError("another bug")
+
+        door = FEEDS["in"]
+        assert isinstance(door, Door)
+        assert door.offer(Message(raw=None, parsed={"n": 2}), then)
+        await until(lambda: numbers() == [2])
+        assert route.gate.inside == 0
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        "message failed",
+        "sender was not told",
+    ]
