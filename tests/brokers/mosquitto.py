@@ -7,13 +7,13 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.certificates import Pair
+from tests.ports import free_ports
 
 
 def _installed(program: str, package: str) -> str:
@@ -21,13 +21,6 @@ def _installed(program: str, package: str) -> str:
     if found is None:
         raise RuntimeError(f"these tests need the program {program}; install it with: apt-get install {package}")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Mosquitto:
@@ -49,7 +42,7 @@ class Mosquitto:
         self._program = _installed("mosquitto", "mosquitto")
         self._folder = folder / "mosquitto"
         self._folder.mkdir(mode=0o755)
-        self.port = _free_port()
+        self.port = free_ports(1)[0]
         self.tls = tls is not None
         self._process: subprocess.Popen[bytes] | None = None
         lines = [

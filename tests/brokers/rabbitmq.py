@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import Authority
+from tests.ports import free_ports
 
 _SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 """Debian's wrappers in /usr/sbin insist on its own user; these scripts, which they call, run as whoever calls them."""
@@ -27,7 +28,7 @@ class RabbitMq:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, self.tls_port, self._dist_port, self._epmd_port = _free_ports(4)
+        self.port, self.tls_port, self._dist_port, self._epmd_port = free_ports(4)
         self.authority = Authority(folder)
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -182,15 +183,6 @@ class RabbitMq:
                 cwd=self.folder,
                 start_new_session=True,
             )
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _until_open(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -24,10 +24,11 @@ from tests.brokers.amqp_peer import make_queue, take_all, until_recovered
 from tests.brokers.mosquitto import Mosquitto, mosquitto
 from tests.brokers.rabbitmq import RabbitMq
 from tests.brokers.watched import WatchedProxy
+from tests.ports import free_ports
 from tests.reliability import books
 from tests.reliability.books import Books
 from tests.reliability.ledger import Ledger
-from tests.reliability.process import Gateway, free_ports
+from tests.reliability.process import Gateway
 from tests.reliability.senders import HttpSender
 from tests.reliability.targets import uid_of
 

@@ -17,6 +17,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.ports import free_ports
+
 ROOT = Path(__file__).parents[2]
 ROUTES = """
 version: 1
@@ -33,14 +35,6 @@ routes:
     from: rest
     to: {{file: {{path: "each/{{{{ body.n }}}}.json", mode: create}}}}
 """
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 class Target:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -20,16 +19,6 @@ START_S = 20.0
 _BYTECODE = tempfile.TemporaryDirectory(prefix="reliability-bytecode-")
 """Hundreds of starts take half of the time with it, also where the environment forbids bytecode beside the source."""
 STOP_S = 30.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Gateway:

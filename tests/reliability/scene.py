@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.ports import free_ports
 from tests.reliability import books
 from tests.reliability.brokers import TARGETS as BROKER_TARGETS
 from tests.reliability.brokers import AmqpSender, Brokers, Lane, MqttSender
 from tests.reliability.ledger import Ledger, Verdict
-from tests.reliability.process import GATEWAY, Gateway, free_ports
+from tests.reliability.process import GATEWAY, Gateway
 from tests.reliability.senders import HttpSender, Sender, TcpSender
 from tests.reliability.targets import HttpTarget, Target, TcpTarget, always
 
