@@ -153,20 +153,20 @@ class Source(Settings):
                 self._settle(request, message, outcome)
 
         def handle(request: Request) -> None:
+            message = self._message(request)
             if offer is not None and not workers.waiting and "content-encoding" not in request.headers:
-                message = self._message(request)
                 request.taken = True
                 if offer(message, partial(settle, request, message)):
                     return
                 request.taken = False
-            workers.put(request)
+            workers.put((request, message))
 
-        async def work(request: Request) -> None:
+        async def work(item: tuple[Request, Message]) -> None:
+            request, message = item
             if request.response is not None:
                 return
             request.taken = True
             try:
-                message = self._message(request)
                 if "content-encoding" in request.headers:
                     message = await _plain(message, host.limits)
             except MessageError as error:
