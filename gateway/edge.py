@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from gateway.delivery import Delivering
 from gateway.direct import delivered
@@ -89,35 +90,34 @@ class Edge:
         inside, delivering = self.inside, self.delivering
         if delivering is None or not (inside.accept.empty or inside.accept.plain) or not self.gate.enter_at_once():
             return False
-        coming = _Coming(self, message, delivering, then)
+        tell = partial(self._settle, message, then, inside.clock.monotonic())
         try:
             self._label(message, type_)
             if inside.accept.plain is None or inside.accept.plain(message):
                 self._ready_to_store(message)
-                delivering.store_soon(message, coming)
+                delivering.store_soon(message, _Stored(self, message, delivering, tell))
                 self._meters.received += 1
                 return True
-        except (MessageError, JournalFullError):
-            pass
-        except Exception:
-            log.debug("message is tried again", exc_info=True)
+        except Exception:  # `take` finds it as well, and tells it
+            log.debug("offer was not taken", exc_info=True)
         self.gate.leave()
         return False
 
-    def settle(self, coming: _Coming, outcome: Outcome) -> None:
+    def _settle(self, message: Message, then: Callable[[Outcome], None], began: float, error: Exception | None) -> None:
         """What was offered is stored, or is not."""
+        outcome: Outcome
+        if error is None:
+            outcome = Accepted(message.id, stored=True)
+        elif isinstance(error, JournalFullError | JournalBrokenError):
+            outcome = _not_stored(message, error)
+        else:
+            outcome = self._failed(message, error)
         self.gate.leave()
-        self._note(coming.message, outcome, coming.began)
+        self._note(message, outcome, began)
         try:
-            coming.then(outcome)
+            then(outcome)
         except Exception:
-            log.exception("sender was not told", extra={"route": self.name, "message_id": coming.message.id})
-
-    def not_stored(self, message: Message, error: Exception) -> Outcome:
-        """What the sender of an offer hears."""
-        if isinstance(error, JournalFullError | JournalBrokenError):
-            return _not_stored(message, error)
-        return self._failed(message, error)
+            log.exception("sender was not told", extra={"route": self.name, "message_id": message.id})
 
     def _failed(self, message: Message, error: Exception) -> Refused:
         """A bug, which is told in the log and counted."""
@@ -189,7 +189,16 @@ class Edge:
     async def _stored(self, message: Message, delivering: Delivering) -> None:
         """Returns once it is durable. Who gives up before has it delivered all the same."""
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        delivering.store_soon(message, _Waited(self, message, delivering, told))
+
+        def tell(error: Exception | None) -> None:
+            if told.done():
+                return
+            if error is None:
+                told.set_result(None)
+            else:
+                told.set_exception(error)
+
+        delivering.store_soon(message, _Stored(self, message, delivering, tell))
         await told
 
     def stored_by(self, delivering: Delivering) -> None:
@@ -238,67 +247,33 @@ class _Stored:
     commit would be turned round.
     """
 
-    __slots__ = ("_delivering", "_edge", "message")
+    __slots__ = ("_delivering", "_edge", "_message", "_tell")
 
-    def __init__(self, edge: Edge, message: Message, delivering: Delivering) -> None:
+    def __init__(
+        self, edge: Edge, message: Message, delivering: Delivering, tell: Callable[[Exception | None], None]
+    ) -> None:
+        """tell: called with None once the message is durable, or with the reason why it is not there."""
         self._edge = edge
+        self._message = message
         self._delivering = delivering
-        self.message = message
+        self._tell = tell
 
     def done(self) -> bool:
         """The delivery always waits."""
         return False
 
-    def _begin(self, *, new: bool) -> None:
+    def set_result(self, new: bool, /) -> None:  # noqa: FBT001 - as futures have it
         """It is durable. new: the journal did not have it before."""
-        if new:
-            self._delivering.stored(self.message)
-        self._edge.stored_by(self._delivering)
-
-
-class _Coming(_Stored):
-    """One that no task waits for."""
-
-    __slots__ = ("began", "then")
-
-    def __init__(self, edge: Edge, message: Message, delivering: Delivering, then: Callable[[Outcome], None]) -> None:
-        super().__init__(edge, message, delivering)
-        self.then = then
-        self.began = edge.inside.clock.monotonic()
-
-    def set_result(self, new: bool, /) -> None:  # noqa: FBT001 - as futures have it
-        """It is durable."""
         try:
-            self._begin(new=new)
+            if new:
+                self._delivering.stored(self._message)
+            self._edge.stored_by(self._delivering)
         finally:
-            self._edge.settle(self, Accepted(self.message.id, stored=True))
+            self._tell(None)
 
-    def set_exception(self, error: Exception) -> None:
+    def set_exception(self, error: Exception, /) -> None:
         """It is not there."""
-        self._edge.settle(self, self._edge.not_stored(self.message, error))
-
-
-class _Waited(_Stored):
-    """One that a task waits for, or has given up."""
-
-    __slots__ = ("_told",)
-
-    def __init__(self, edge: Edge, message: Message, delivering: Delivering, told: asyncio.Future[None]) -> None:
-        super().__init__(edge, message, delivering)
-        self._told = told
-
-    def set_result(self, new: bool, /) -> None:  # noqa: FBT001 - as futures have it
-        """It is durable."""
-        try:
-            self._begin(new=new)
-        finally:
-            if not self._told.done():
-                self._told.set_result(None)
-
-    def set_exception(self, error: Exception) -> None:
-        """It is not there."""
-        if not self._told.done():
-            self._told.set_exception(error)
+        self._tell(error)
 
 
 class Door:
