@@ -16,10 +16,12 @@ import apsw
 
 from adapters._sqlite_arrivals import COLUMNS, WIDTH, Arrivals
 from adapters._sqlite_records import DELIVERED, STORED
-from adapters._sqlite_tables import ZONE_BITS, End, Tables
+from adapters._sqlite_tables import End, Tables, zones_of
 
 MOST = 256
 """How many messages that came, and how many that ended, one statement takes."""
+_ZONES = 2
+"""No more are touched by so many messages."""
 _VIEW = f"""
 CREATE TEMP VIEW changes AS SELECT 0 kind, 0 a, 0 b, 0 c, 0 d, 0 e, 0 f, 0 g, 0 h, 0 i, 0 j;
 CREATE TEMP TRIGGER changes_come INSTEAD OF INSERT ON changes WHEN new.kind = 0 AND new.e IS NOT NULL BEGIN
@@ -48,6 +50,7 @@ def _statement(come: int, ended: int, counts: int) -> str:
     came = [f"(0,?1+{index},?2{',?' * WIDTH})" for index in range(come)]
     ends = ["(1,?,?,?,?,?3,?,0,0,0,0)"] * ended
     books = ["(2,?,?,?,0,0,0,0,0,0,0)"] * counts
+    # numbered and first, so that the marks of the rows behind them count on from there
     zones = ["(3,?4,?5,?6,0,0,0,0,0,0,0)", "(3,?7,?8,?9,0,0,0,0,0,0,0)"]
     return f"INSERT INTO changes VALUES {','.join((*zones, *came, *ends, *books))}"
 
@@ -83,7 +86,10 @@ class Quick:
         if count:
             tables.count(route, STORED, count)
         values: list[Any] = [numbers.start, route, tables.now()]
-        values += _zones(numbers, arrivals)
+        zones = zones_of(numbers, [time_s for one in arrivals for time_s in one.column("received")])
+        for zone in zones:
+            values += zone
+        values += (None,) * (3 * (_ZONES - len(zones)))
         for one in arrivals:
             values += one.rows
         came = _rounded(count)
@@ -110,13 +116,3 @@ class Quick:
             at += len(one)
         tables.committed()
         return True
-
-
-def _zones(numbers: range, arrivals: Sequence[Arrivals]) -> Sequence[Any]:
-    """Two rows of zones, as not more than two are touched by so many messages."""
-    if not numbers:
-        return (None,) * 6
-    received = [time_s for one in arrivals for time_s in one.column("received")]
-    low, high = min(received), max(received)
-    first, last = numbers[0] >> ZONE_BITS, numbers[-1] >> ZONE_BITS
-    return first, low, high, *((None,) * 3 if first == last else (last, low, high))

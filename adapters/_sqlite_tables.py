@@ -66,6 +66,17 @@ _ROUTE = itemgetter(1)
 """Of a place."""
 
 
+def zones_of(numbers: range, received: Sequence[float]) -> Sequence[tuple[int, float, float]]:
+    """The earliest and latest time of each 4096 messages, so that a search by time skips the others.
+
+    At most two zones for 4096 messages or less. received: when these came; each zone gets the times of all of them.
+    """
+    if not numbers:
+        return ()
+    low, high = min(received), max(received)
+    return [(zone, low, high) for zone in range(numbers[0] >> ZONE_BITS, (numbers[-1] >> ZONE_BITS) + 1)]
+
+
 @cache
 def _insert_messages(count: int) -> str:
     """Parameters: the number of the first, the route, then `WIDTH` of each."""
@@ -116,7 +127,6 @@ class Tables:
         self._known: dict[str, tuple[int, int, int, int]] = {}
         """As `Place`."""
         self._older: dict[str, tuple[int, int, int, int]] = {}
-        self._zone: tuple[int, float, float] | None = None
         self._load()
 
     def _load(self) -> None:
@@ -158,7 +168,6 @@ class Tables:
         self._known.clear()
         self._older.clear()
         self.memos.clear()
-        self._zone = None
         self._load()
 
     def count(self, route: int, state: int, change: int) -> None:
@@ -203,8 +212,12 @@ class Tables:
             (numbers[0], numbers[-1]),
         )
         self.know_arrivals(arrivals, route, numbers)
-        received = arrivals.column("received")
-        self._note_times(numbers[0], numbers[-1], min(received), max(received))
+        for zone in zones_of(numbers, arrivals.column("received")):
+            self.execute(
+                "INSERT INTO zones VALUES (?, ?, ?) ON CONFLICT (zone) DO UPDATE "
+                "SET low = min(low, excluded.low), high = max(high, excluded.high)",
+                zone,
+            )
         self.count(route, STORED, count)
         if inserted == count:
             return [True] * count
@@ -220,18 +233,6 @@ class Tables:
         self.forget(id)
         self.count(route, STORED, -1)
         return False
-
-    def _note_times(self, first: int, last: int, low: float, high: float) -> None:
-        """Keeps the earliest and latest time of each 4096 messages, so that a search by time skips the others."""
-        for zone in range(first >> ZONE_BITS, (last >> ZONE_BITS) + 1):
-            known = self._zone
-            if known is not None and known[0] == zone and known[1] <= low and known[2] >= high:
-                continue
-            self._zone = self.execute(
-                "INSERT INTO zones VALUES (?, ?, ?) ON CONFLICT (zone) DO UPDATE "
-                "SET low = min(low, excluded.low), high = max(high, excluded.high) RETURNING zone, low, high",
-                (zone, low, high),
-            ).get
 
     def bury(self, arrivals: Arrivals, reason: Reason) -> None:
         """Stores one message as a dead letter; one that is there stays as it is."""

@@ -44,7 +44,6 @@ class Delivering:
         self._journal = inside.services.journal
         self._meters = inside.meters
         self._limits = inside.settings.limits
-        self._in_memory = self._limits.in_memory
         self._dispatch = Dispatch(inside, self._left, self._look_again)
         self._jobs: dict[str, Job] = {}
         """Messages in memory, and those whose end is not committed yet."""
@@ -137,7 +136,7 @@ class Delivering:
         self._wake.set()
 
     def _room(self, message: Message) -> bool:
-        ending, limit = self._dispatch.ends.waiting, self._in_memory
+        ending, limit = self._dispatch.ends.waiting, self._limits.in_memory
         # What only waits for its end to be written weighs little, and must not send newcomers the long way round.
         held = len(self._jobs) - ending
         if self._late:

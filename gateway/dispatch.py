@@ -296,8 +296,7 @@ class Dispatch:
             if self.discarded and job.message.id in self.discarded:
                 self._let_go(job)
                 return
-            answer = None if reply is None else shown(reply)
-            job.attempts = (Attempt(target.name, 1, at_s, clock.monotonic() - began, None, answer),)
+            job.attempts = (Attempt(target.name, 1, at_s, clock.monotonic() - began, None, shown(reply)),)
             job.delivered = True
             self._end(job)
         finally:

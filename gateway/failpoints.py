@@ -66,8 +66,8 @@ ARMED = bool(os.environ.get(VARIABLE))
 IN_TRANSACTION = "journal.inside_transaction" in os.environ.get(VARIABLE, "")
 """Whether the one is that only a transaction of several statements comes to."""
 
-failpoint: Callable[[str], None] = _armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _inert
+failpoint: Callable[[str], None] = _armed(os.environ[VARIABLE]) if ARMED else _inert
 """Marks a place by its name."""
 
-failpoint_soon: Callable[[str], None] = _inert if failpoint is _inert else _later
+failpoint_soon: Callable[[str], None] = _later if ARMED else _inert
 """The same, for a place that is only reached once the loop has written what was handed to it just now."""
