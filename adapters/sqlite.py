@@ -125,12 +125,7 @@ class SqliteJournal:
 
     # -- what changes it ---------------------------------------------------------------------------------------------
 
-    async def append(self, route: str, message: Message) -> bool:
-        future: asyncio.Future[bool] = self._loop.create_future()
-        self.append_soon(route, message, future)
-        return await future
-
-    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
+    def append(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
         self._writer.check_room()
         body = message.body
         arrivals = self._writer.arrivals(route)

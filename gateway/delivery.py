@@ -111,7 +111,7 @@ class Delivering:
         Raises:
             JournalFullError: it is not stored, and nobody is told.
         """
-        self._journal.append_soon(self._route, message, waiting)
+        self._journal.append(self._route, message, waiting)
 
     def stored(self, message: Message) -> None:
         """A message is durable. Called in the order in which messages are stored."""

@@ -263,15 +263,11 @@ class Journal(Protocol):
         """Journal time, in seconds: goes on while the machine's clock jumps, and never goes back across restarts."""
         ...
 
-    async def append(self, route: str, message: Message) -> bool:
-        """Stores a message as it came (`raw`, envelope, `since`). False: its id was known already; nothing changed.
+    def append(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
+        """Stores a message as it came (`raw`, envelope, `since`). Hands over at once, in order.
 
-        Waiting callers are woken in the order in which their messages were stored.
-        """
-        ...
-
-    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
-        """`append` for somebody who is not a task: `waiting` gets what it returns, or the error.
+        waiting: gets True once it is durable, False when its id was known already and nothing changed, or the error.
+        Those who wait are told in the order in which their messages were stored.
 
         Raises:
             JournalFullError: there is no room, and `waiting` is not told.

@@ -23,6 +23,7 @@ from gateway.journal import (
     Filter,
     Finished,
     Hop,
+    Journal,
     JournalFullError,
     Page,
     Reason,
@@ -35,6 +36,13 @@ from gateway.message import Message
 from gateway.ports import Clock
 
 GRAVITY = ("dead", "expired", "discarded", "delivered", "filtered")
+
+
+async def append(journal: Journal, route: str, message: Message) -> bool:
+    """Stores a message, and returns once it is durable. False: its id was known already."""
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    journal.append(route, message, future)
+    return await future
 
 
 @dataclass
@@ -68,11 +76,6 @@ class MemoryJournal:
     def now(self) -> float:
         return self._clock.monotonic()
 
-    async def append(self, route: str, message: Message) -> bool:
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.append_soon(route, message, future)
-        return await future
-
     def _keep(self, route: str, message: Message) -> bool:
         if message.id in self.records:
             return False
@@ -80,7 +83,7 @@ class MemoryJournal:
         self.records[message.id] = Record(route, message.replace(), turn=self._turn, number=len(self.records) + 1)
         return True
 
-    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
+    def append(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
         if self.full:
             raise JournalFullError("journal: no room; free some disk space")
 
@@ -96,7 +99,7 @@ class MemoryJournal:
         asyncio.get_running_loop().call_soon(tell)
 
     async def bury(self, route: str, message: Message, reason: Reason) -> None:
-        if await self.append(route, message):
+        if await append(self, route, message):
             record = self.records[message.id]
             record.state, record.reason = "dead", reason
 

@@ -29,7 +29,7 @@ from gateway.journal import (
 )
 from gateway.message import Principal
 from gateway.testing import ManualClock
-from tests.memory_journal import MemoryJournal
+from tests.memory_journal import MemoryJournal, append
 
 ROOM = 1 << 40
 
@@ -72,7 +72,7 @@ def delivery(parent: Message, target: str = "a", **fields: Any) -> Delivery:
 
 async def keep(journal: Journal, *messages: Message, route: str = "r") -> None:
     for one in messages:
-        assert await journal.append(route, one)
+        assert await append(journal, route, one)
 
 
 async def bodies(journal: Journal, *exclude: Message, limit: int = 100, max_bytes: int = ROOM) -> list[str]:
@@ -121,8 +121,8 @@ async def test_a_body_that_can_not_be_written_leaves_nothing_for_the_writer(
     sqlite: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(MessageError):
-        await sqlite.append(
-            "r", Message(raw=None, parsed={"a": 1}, content_type="image/png", formats=formats_with(Limits()))
+        await append(
+            sqlite, "r", Message(raw=None, parsed={"a": 1}, content_type="image/png", formats=formats_with(Limits()))
         )
     await keep(sqlite, message("other"), route="s")
     assert caplog.records == []
@@ -141,14 +141,14 @@ async def test_what_is_given_out_says_whether_it_is_all(journal: Journal) -> Non
 async def test_a_known_id_changes_nothing(journal: Journal) -> None:
     first = message("first")
     await keep(journal, first)
-    assert not await journal.append("r", message("again", id=first.id))
+    assert not await append(journal, "r", message("again", id=first.id))
     assert await bodies(journal) == ["first"]
     assert journal.counts() == {"r": {"stored": 1}}
 
 
 async def test_one_id_twice_at_once_is_stored_once(journal: Journal) -> None:
     first = message("first")
-    news = await asyncio.gather(*(journal.append("r", first) for _ in range(3)), journal.append("r", message("b")))
+    news = await asyncio.gather(*(append(journal, "r", first) for _ in range(3)), append(journal, "r", message("b")))
     assert news == [True, False, False, True]
     assert journal.counts() == {"r": {"stored": 2}}
     await journal.advance("r", [Finished(first.id, "delivered")])
@@ -172,7 +172,7 @@ async def test_callers_are_woken_in_the_order_their_messages_were_stored(journal
     woken: list[int] = []
 
     async def store(n: int) -> None:
-        await journal.append("r", message(str(n)))
+        await append(journal, "r", message(str(n)))
         woken.append(n)
 
     await asyncio.gather(*(store(n) for n in range(200)))
@@ -463,7 +463,7 @@ async def test_nothing_is_lost_by_closing_and_opening_again(tmp_path: Path) -> N
 async def test_changes_that_nobody_waits_for_are_written_before_it_closes(tmp_path: Path) -> None:
     messages = [message() for _ in range(500)]
     async with opened(tmp_path) as journal:
-        await asyncio.gather(*(journal.append("r", one) for one in messages))
+        await asyncio.gather(*(append(journal, "r", one) for one in messages))
         for one in messages:
             journal.advance("r", [Finished(one.id, "delivered")])
     async with opened(tmp_path) as journal:
@@ -542,7 +542,7 @@ async def test_a_message_stored_twice_at_once_ends_once_however_many_are_known(
 ) -> None:
     monkeypatch.setattr("adapters._sqlite_tables.KNOWN", 1)
     one, two = message("1"), message("2")
-    assert await asyncio.gather(*(sqlite.append("r", each) for each in (one, two, one))) == [True, True, False]
+    assert await asyncio.gather(*(append(sqlite, "r", each) for each in (one, two, one))) == [True, True, False]
     await sqlite.advance("r", [Finished(one.id, "delivered")])
     assert [work.message.id for work in await sqlite.stored("r", (), 10, 1 << 20)] == [two.id]
     counts = sqlite.counts()["r"]
@@ -554,7 +554,7 @@ async def test_a_message_that_was_given_out_is_known_at_one_place_only(
 ) -> None:
     monkeypatch.setattr("adapters._sqlite_tables.KNOWN", 1)
     one = message("1")
-    await asyncio.gather(*(sqlite.append("r", each) for each in (one, message("2"))))
+    await asyncio.gather(*(append(sqlite, "r", each) for each in (one, message("2"))))
     await sqlite.claim("r", [one.id], [])
     await sqlite.advance("r", [Finished(one.id, "delivered")])
     assert await sqlite.replay([one.id], None, "me") == 1

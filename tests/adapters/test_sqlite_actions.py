@@ -16,6 +16,7 @@ from gateway import Message
 from gateway.journal import Attempt, Attempted, Change, Expanded, Filter, Finished, Hop, Journal, Reason
 from gateway.testing import ManualClock, until
 from tests.adapters.test_sqlite import bodies, delivery, due, keep, message, opened
+from tests.memory_journal import append
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ async def test_times_are_found_over_many_messages(journal: Journal, monkeypatch:
     monkeypatch.setattr(browsing, "SLICE", 50)
     for start in (0, 5000):
         many = [message(subject=str(n), time_s=float(n)) for n in range(start, start + 5000)]
-        assert all(await asyncio.gather(*(journal.append("r", one) for one in many)))
+        assert all(await asyncio.gather(*(append(journal, "r", one) for one in many)))
     assert await listed(journal, since_s=4990.0, until_s=5010.0) == [str(n) for n in range(5010, 4989, -1)]
     assert await listed(journal, since_s=9998.0, text=":") == []
     assert len(await listed(journal, 1000, status="pending")) == 10_000

@@ -25,6 +25,7 @@ from gateway.journal import (
 )
 from gateway.testing import until
 from tests.adapters.test_sqlite import bodies, keep, listed, message, opened
+from tests.memory_journal import append
 
 # -- a disk that fails on demand ---------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ async def test_a_full_disk_refuses_newcomers_and_keeps_what_ends_until_there_is_
         first = journal.advance("r", [Finished(one.id, "delivered")])
         second = journal.advance("r", [Expanded(two.id, [Delivery(parent=two.id, target="a", message=two)])])
         with pytest.raises(JournalFullError, match="room"):
-            await journal.append("r", message("3"))
+            await append(journal, "r", message("3"))
         with pytest.raises(JournalFullError):
             await journal.remember("s", "k", "v", 10)
         assert "no room" in (journal.trouble() or "")
@@ -118,7 +119,7 @@ async def test_room_is_noticed_when_nobody_asks(tmp_path: Path, disk: Disk) -> N
     async with opened(tmp_path) as journal:
         disk.fail(apsw.FullError)
         with pytest.raises(JournalFullError):
-            await journal.append("r", message())
+            await append(journal, "r", message())
         assert journal.trouble() is not None
         disk.heal()
         await until(lambda: journal.trouble() is None)
@@ -166,7 +167,7 @@ async def test_after_a_failed_sync_nothing_of_the_same_batch_is_acknowledged(tmp
         disk.once = True
         wrong = journal.remember("s", "k", "v", "no number")  # type: ignore[arg-type]
         answers = await asyncio.gather(
-            wrong, *(journal.append("r", message(str(n))) for n in range(5)), return_exceptions=True
+            wrong, *(append(journal, "r", message(str(n))) for n in range(5)), return_exceptions=True
         )
         assert {type(answer) for answer in answers[1:]} == {JournalBrokenError}
     assert len(told) == 1
@@ -201,14 +202,14 @@ async def test_a_disk_that_fails_breaks_the_journal_for_good(
         async def go_on() -> None:
             for n in range(500):
                 one = message(f"{n}" * 100)
-                await journal.append("r", one)
+                await append(journal, "r", one)
                 stored.append(one)
 
         with pytest.raises(JournalBrokenError, match="disk failed"):
             await go_on()
         disk.heal()
         with pytest.raises(JournalBrokenError):
-            await journal.append("r", message())
+            await append(journal, "r", message())
         with pytest.raises(JournalBrokenError):
             await journal.advance("r", [Finished("x", "delivered")])
         with pytest.raises(JournalBrokenError):
@@ -232,7 +233,7 @@ async def test_whenever_the_disk_is_full_nothing_acknowledged_is_lost(tmp_path: 
                 disk.fail(apsw.FullError, "write", luck.randrange(6))
             one = Message(raw=luck.randbytes(luck.randrange(9000)))
             try:
-                await journal.append("r", one)
+                await append(journal, "r", one)
             except JournalFullError:
                 disk.heal()
                 continue
@@ -284,13 +285,13 @@ async def test_nothing_new_is_taken_below_the_reserve_of_the_disk(
         with pytest.raises(JournalFullError, match="free"):
             await keep(journal, *(message() for _ in range(2000)))
         with pytest.raises(JournalFullError):
-            await journal.append("r", message())
+            await append(journal, "r", message())
         assert "free" in (journal.trouble() or "")
         await journal.advance("r", [Finished(one.id, "delivered")])
         monkeypatch.setattr(os, "statvfs", real)
         for _ in range(500):
             try:
-                await journal.append("r", message("room again"))
+                await append(journal, "r", message("room again"))
                 break
             except JournalFullError:
                 await asyncio.sleep(0.01)

@@ -20,6 +20,7 @@ from gateway.journal import (
 )
 from gateway.testing import until
 from tests.adapters.test_sqlite import ROOM, bodies, keep, message, opened
+from tests.memory_journal import append
 
 
 def flip(path: Path, needle: bytes) -> None:
@@ -174,7 +175,7 @@ async def test_pages_that_break_while_it_runs_stop_it(tmp_path: Path, monkeypatc
             await journal.stored("r", [], 300, ROOM)
         await until(lambda: told)
         with pytest.raises(JournalBrokenError):
-            await journal.append("r", message())
+            await append(journal, "r", message())
 
 
 def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:

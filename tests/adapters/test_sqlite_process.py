@@ -123,11 +123,12 @@ from adapters.sqlite import open_journal
 from gateway import Message
 from gateway.clock import SystemClock
 from gateway.journal import Attempted, Delivery, Expanded, Finished
+from tests.memory_journal import append
 
 async def caller(journal, n):
     while True:
         one = Message(raw=b"x" * 700, key=str(n))
-        await journal.append("r", one)
+        await append(journal, "r", one)
         print("stored", one.id, flush=True)
         if n % 3 == 0:
             await journal.advance("r", [Finished(one.id, "delivered")])

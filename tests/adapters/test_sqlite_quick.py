@@ -24,6 +24,7 @@ from gateway.message import new_id
 from gateway.testing import ManualClock, until
 from tests.adapters.test_sqlite import bodies, keep, listed, message, opened
 from tests.adapters.test_sqlite_faults import Disk, disk
+from tests.memory_journal import append
 
 __all__ = ["disk"]
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -237,9 +238,9 @@ class Play:
             future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             try:
                 if luck.random() < 0.8:
-                    self._journal.append_soon(route, one, future)
+                    self._journal.append(route, one, future)
                 else:
-                    future = asyncio.ensure_future(self._journal.append(route, one))
+                    future = asyncio.ensure_future(append(self._journal, route, one))
             except JournalFullError as error:
                 future.set_exception(error)
             played.append(("append", (name, route), future))
@@ -346,9 +347,9 @@ async def test_both_ways_leave_the_same_tables(tmp_path: Path, count: int, monke
             await keep(journal, message(id="0", time_s=3.0))  # the route's first message needs a number for the route
             if way == "careful":
                 monkeypatch.setattr(Quick, "commit", lambda *_: False)
-            assert await asyncio.gather(*(journal.append("r", one) for one in first)) == [True] * count
+            assert await asyncio.gather(*(append(journal, "r", one) for one in first)) == [True] * count
             ended = asyncio.get_running_loop().create_future()
-            news = [journal.append("r", one) for one in second]
+            news = [append(journal, "r", one) for one in second]
             coming = asyncio.gather(*news)
             journal.finish("r", ends, lambda: ended.set_result(None))  # noqa: B023
             assert await coming == [True] * count
@@ -366,7 +367,7 @@ async def test_a_duplicate_costs_its_neighbours_nothing(tmp_path: Path, ways: Tw
     async with opened(tmp_path) as journal:
         await keep(journal, known)
         some = [message(str(n)) for n in range(MOST - 1)]
-        news = await asyncio.gather(*(journal.append("r", one) for one in (*some[:9], known, *some[9:])))
+        news = await asyncio.gather(*(append(journal, "r", one) for one in (*some[:9], known, *some[9:])))
         assert news == [True] * 9 + [False] + [True] * (MOST - 10)
         assert ways.careful == 2
         assert await bodies(journal, limit=1000) == ["known", *map(str, range(MOST - 1))]
@@ -454,8 +455,8 @@ async def test_one_who_falls_over_the_answer_keeps_it_from_no_other(tmp_path: Pa
     async with opened(tmp_path) as journal:
         await keep(journal, message("0"))
         future = asyncio.get_running_loop().create_future()
-        journal.append_soon("r", message("1"), Fussy())
-        journal.append_soon("r", message("2"), future)
+        journal.append("r", message("1"), Fussy())
+        journal.append("r", message("2"), future)
         assert await future is True
 
 
@@ -469,7 +470,7 @@ async def test_one_who_falls_over_the_end_of_a_message_keeps_no_other_from_an_an
     async with opened(tmp_path) as journal:
         await keep(journal, one)
         journal.finish("r", [Finished(one.id, "delivered")], fall)
-        assert await asyncio.wait_for(journal.append("r", message("2")), 5)
+        assert await asyncio.wait_for(append(journal, "r", message("2")), 5)
     assert "who waited for a change failed" in caplog.text
 
 
@@ -478,7 +479,7 @@ async def test_a_message_that_can_not_be_stored_harms_none_that_came_with_it(tmp
         await keep(journal, message("0"))
         wrong = message("wrong", id="\ud800")
         told = await asyncio.gather(
-            *(journal.append("r", one) for one in (message("1"), wrong, message("2"))), return_exceptions=True
+            *(append(journal, "r", one) for one in (message("1"), wrong, message("2"))), return_exceptions=True
         )
         assert [type(answer) for answer in told] == [bool, UnicodeEncodeError, bool]
         assert await bodies(journal) == ["0", "1", "2"]
@@ -491,7 +492,7 @@ async def test_what_can_not_be_stored_is_no_duplicate(tmp_path: Path) -> None:
         await keep(journal, message("0"))
         wrong = message("wrong", time_s=float("nan"))
         told = await asyncio.gather(
-            *(journal.append("r", one) for one in (message("1"), wrong, message("2"))), return_exceptions=True
+            *(append(journal, "r", one) for one in (message("1"), wrong, message("2"))), return_exceptions=True
         )
         assert told[0] is told[2] is True
         assert isinstance(told[1], Exception)
@@ -506,7 +507,7 @@ async def test_a_message_without_a_body_leaves_nothing_behind(
     async with opened(tmp_path) as journal:
         future = asyncio.get_running_loop().create_future()
         with pytest.raises(MessageError):
-            journal.append_soon("r", Message(parsed=object()), future)  # type: ignore[arg-type]
+            journal.append("r", Message(parsed=object()), future)  # type: ignore[arg-type]
         await journal.note("nobody", "looked", "me")
         assert journal.counts() == {}
         check_file(tmp_path, journal)
@@ -531,7 +532,7 @@ async def test_what_came_in_the_turn_of_the_end_is_stored(tmp_path: Path, monkey
 
         futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
         for number, future in enumerate(futures):
-            journal.append_soon("r", message(str(number)), future)
+            journal.append("r", message(str(number)), future)
         monkeypatch.setattr(writer, "_kick", kick)
         await writer.close()
     assert [await future for future in futures] == [True] * 3
@@ -553,7 +554,7 @@ async def test_what_came_in_the_turn_in_which_the_writer_ended_is_told_so(
 
         monkeypatch.setattr(writer._upkeep, "after_commit", damaged)
         future = asyncio.get_running_loop().create_future()
-        journal.append_soon("r", message("1"), future)
+        journal.append("r", message("1"), future)
         writer._asleep = False
         writer._wake.release()
         writer._thread.join()  # in this turn of the loop

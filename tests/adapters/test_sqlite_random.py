@@ -17,7 +17,7 @@ from gateway import Message
 from gateway.journal import Attempt, Attempted, Change, Delivery, Expanded, Finished, Journal, Reason
 from gateway.testing import ManualClock
 from tests.adapters.test_sqlite import opened
-from tests.memory_journal import MemoryJournal
+from tests.memory_journal import MemoryJournal, append
 
 ROUTES = ("r", "s")
 KEYS = (None, None, "k", "l")
@@ -53,8 +53,8 @@ class Twin:
         ]
         if self._model.records and luck.random() < 0.2:
             messages.append(self._model.records[luck.choice(list(self._model.records))].message)
-        told = await asyncio.gather(*(self._real.append(route, one) for one in messages))
-        assert told == [await self._model.append(route, one) for one in messages]
+        told = await asyncio.gather(*(append(self._real, route, one) for one in messages))
+        assert told == [await append(self._model, route, one) for one in messages]
 
     async def _advance(self) -> None:
         route = self._luck.choice(ROUTES)

@@ -13,6 +13,7 @@ from gateway import Message
 from gateway.journal import Attempted, Expanded, Finished, Journal, JournalFullError, Reason
 from gateway.testing import ManualClock
 from tests.adapters.test_sqlite import bodies, delivery, due, keep, listed, message, opened
+from tests.memory_journal import append
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +86,13 @@ async def test_many_are_removed_while_others_are_stored(tmp_path: Path) -> None:
         await clock.advance(100)
         young = [message(subject=str(n)) for n in range(300)]
         for one in young:
-            await journal.append("r", one)
+            await append(journal, "r", one)
         await becomes(journal, ["old", "dead", *(str(n) for n in range(300))])
         assert journal.counts()["r"] == {"stored": 301, "delivered": 2999, "dead": 1}
 
 
 async def keep_all(journal: Journal, messages: list[Message]) -> None:
-    await asyncio.gather(*(journal.append("r", one) for one in messages))
+    await asyncio.gather(*(append(journal, "r", one) for one in messages))
 
 
 async def test_over_its_size_the_oldest_finished_go_first(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ async def test_when_nothing_may_go_newcomers_wait_until_something_ends(tmp_path:
         async def fill() -> None:
             for _ in range(5000):
                 one = message("y" * 2000)
-                await journal.append("r", one)
+                await append(journal, "r", one)
                 kept.append(one.id)
 
         with pytest.raises(JournalFullError, match=r"must be kept"):
@@ -130,7 +131,7 @@ async def test_when_nothing_may_go_newcomers_wait_until_something_ends(tmp_path:
         async with asyncio.timeout(5):
             while True:
                 try:
-                    await journal.append("r", message("room again"))
+                    await append(journal, "r", message("room again"))
                     break
                 except JournalFullError:
                     await asyncio.sleep(0.005)

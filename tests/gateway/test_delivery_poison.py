@@ -12,6 +12,7 @@ from gateway.journal import Delivery, Expanded
 from gateway.suspects import POISON_CLAIMS, SUSPECT_CLAIMS
 from gateway.testing import settle, until
 from tests.gateway.test_delivery import Bench, empty_boxes, sent
+from tests.memory_journal import append
 
 __all__ = ["empty_boxes"]
 
@@ -34,7 +35,7 @@ routes:
 
 async def stored(bench: Bench, number: int, key: str | None = None, claims: int = 0) -> Message:
     message = Message(raw=b'{"k": "%s", "n": %d}' % ((key or "").encode(), number), key=key)
-    await bench.journal.append("r", message)
+    await append(bench.journal, "r", message)
     bench.journal.records[message.id].claims = claims
     return message
 

@@ -142,7 +142,7 @@ async def test_a_commit_that_finds_no_room_defers_who_offered(bench: Bench) -> N
             error = JournalFullError("journal: no room; free some disk space")
             asyncio.get_running_loop().call_soon(waiting.set_exception, error)
 
-        bench.journal.append_soon = no_room  # type: ignore[assignment,method-assign]
+        bench.journal.append = no_room  # type: ignore[assignment,method-assign]
         taken, outcomes = offered(1)
         assert taken
         await settle()
@@ -167,8 +167,8 @@ async def test_what_is_offered_to_a_paused_route_is_kept_until_it_resumes(bench:
 
 @pytest.mark.parametrize("hands_over", ["offer", "task", "task-given-up"])
 async def test_what_is_committed_after_its_route_was_paused_and_resumed_is_sent(bench: Bench, hands_over: str) -> None:
-    append_soon, commits = bench.journal.append_soon, list[Callable[[], None]]()
-    bench.journal.append_soon = lambda *args: commits.append(partial(append_soon, *args))  # type: ignore[method-assign]
+    append, commits = bench.journal.append, list[Callable[[], None]]()
+    bench.journal.append = lambda *args: commits.append(partial(append, *args))  # type: ignore[method-assign]
     async with bench.route(STORED) as route:
         if hands_over == "offer":
             assert offered(1)[0]

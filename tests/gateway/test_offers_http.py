@@ -56,8 +56,8 @@ async def status(reader: asyncio.StreamReader) -> int:
 
 def hold_commits(bench: Bench) -> list[Callable[[], None]]:
     """What is stored from now on becomes durable when it is called."""
-    append_soon, commits = bench.journal.append_soon, list[Callable[[], None]]()
-    bench.journal.append_soon = lambda *args: commits.append(partial(append_soon, *args))  # type: ignore[method-assign]
+    append, commits = bench.journal.append, list[Callable[[], None]]()
+    bench.journal.append = lambda *args: commits.append(partial(append, *args))  # type: ignore[method-assign]
     return commits
 
 

@@ -113,13 +113,13 @@ async def test_a_stop_while_a_message_is_packed_leaves_out_no_target(bench: Benc
 
 async def test_dedupe_waits_for_room_in_the_journal(bench: Bench) -> None:
     async with bench.route("    steps: [{dedupe: {by: body.n}}]\n    to: {probe: {}}\n") as route:
-        append_soon = bench.journal.append_soon
+        append = bench.journal.append
 
         def last(name: str, message: Message, waiting: Waiting[bool]) -> None:
-            append_soon(name, message, waiting)
+            append(name, message, waiting)
             bench.journal.full = True
 
-        bench.journal.append_soon = last  # type: ignore[assignment,method-assign]
+        bench.journal.append = last  # type: ignore[assignment,method-assign]
         await post(route, {"n": 1})
         assert states(bench) == ["stored"]
         bench.journal.full = False

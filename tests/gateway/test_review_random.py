@@ -88,7 +88,7 @@ class LateJournal(MemoryJournal):
         self._applied, self._told = applying, asyncio.ensure_future(told())
         return future
 
-    def append_soon(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
+    def append(self, route: str, message: Message, waiting: Waiting[bool]) -> None:
         kept = message.replace(raw=message.body)
 
         def tell(done: asyncio.Future[bool]) -> None:

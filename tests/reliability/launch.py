@@ -33,9 +33,9 @@ def lie(late_s: float) -> None:
     from adapters.sqlite import SqliteJournal
     from gateway.errors import GatewayError
 
-    honest = SqliteJournal.append_soon
+    honest = SqliteJournal.append
 
-    def append_soon(self: SqliteJournal, route: str, message: Message, waiting: Waiting[bool]) -> None:
+    def append(self: SqliteJournal, route: str, message: Message, waiting: Waiting[bool]) -> None:
         loop = asyncio.get_running_loop()
 
         def now() -> None:
@@ -51,7 +51,7 @@ def lie(late_s: float) -> None:
         loop.call_soon(now)
         loop.call_later(late_s, later)
 
-    SqliteJournal.append_soon = append_soon  # type: ignore[method-assign]
+    SqliteJournal.append = append  # type: ignore[method-assign]
 
 
 # -- a bad disk --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from gateway import Message
 from gateway.clock import SystemClock
 from gateway.errors import ConfigError
 from gateway.journal import Attempt, Attempted, Delivery, Expanded, Finished, Journal, JournalBrokenError
+from tests.memory_journal import append
 
 SECTOR = 512
 BASE = "unix"
@@ -116,7 +117,7 @@ async def _work(journal: Journal, luck: random.Random, events: list[Event], coun
 
     async def store(name: int, *, usual: bool) -> None:
         message = Message(raw=luck.randbytes(luck.choice((50, 500, 6000))), key=str(name))
-        await journal.append("r", message)
+        await append(journal, "r", message)
         promises.append(Promise(len(events), message.id, "stored"))
         fate = luck.random()
         if fate < 0.5:

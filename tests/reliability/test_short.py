@@ -5,7 +5,6 @@ What this finds, `python -m tests.reliability --only <suite> --seed <n>` repeats
 
 from __future__ import annotations
 
-import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from adapters.sqlite import SqliteJournal
 from gateway import Message
 from gateway.testing import until
 from tests.adapters.test_sqlite import opened
+from tests.memory_journal import append
 from tests.reliability import disks, power_cut, runs
 from tests.reliability.launch import lie
 from tests.reliability.ledger import Ledger
@@ -64,20 +64,11 @@ def test_a_journal_that_does_not_sync_is_caught_by_a_power_cut() -> None:
     assert power_cut.check(40, 1, "OFF").lost
 
 
-@pytest.mark.parametrize("way", ["append", "append_soon"])
-async def test_the_lie_is_told_whichever_way_a_message_is_stored(
-    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("append", "append_soon"):
-        monkeypatch.setattr(SqliteJournal, name, getattr(SqliteJournal, name))  # as it was, at the end
+async def test_the_lie_is_told_before_a_message_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SqliteJournal, "append", SqliteJournal.append)  # as it was, at the end
     lie(0.05)
     async with opened(tmp_path) as journal:
-        if way == "append":
-            assert await journal.append("r", Message())
-        else:
-            told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            journal.append_soon("r", Message(), told)
-            assert await told
+        assert await append(journal, "r", Message())
         assert journal.counts() == {}
         await until(lambda: journal.counts() == {"r": {"stored": 1}})
 

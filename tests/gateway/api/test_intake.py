@@ -54,16 +54,16 @@ async def test_no_wait_is_so_short_that_a_message_is_acknowledged_before_it_is_s
 ) -> None:
     async with desk(tmp_path) as here:
         committed = asyncio.Event()
-        append_soon, slow = here.journal.append_soon, set[asyncio.Task[None]]()
+        append, slow = here.journal.append, set[asyncio.Task[None]]()
 
         def slowly(route: str, message: Message, waiting: Waiting[bool]) -> None:
             async def later() -> None:
                 await committed.wait()
-                append_soon(route, message, waiting)
+                append(route, message, waiting)
 
             slow.add(asyncio.create_task(later()))
 
-        monkeypatch.setattr(here.journal, "append_soon", slowly)
+        monkeypatch.setattr(here.journal, "append", slowly)
         posting = asyncio.create_task(here.post("orders", {"id": 1}, query="?wait=1ms"))
         await settle(200)
         assert not posting.done()
