@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from gateway.app import App, running
 from gateway.config import load
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 _PORT = re.compile(r"(?<=127\.0\.0\.1[:/])\d{4,5}\b|(?<=-p )\d{4,5}\b")
@@ -54,9 +54,7 @@ class Playground:
 
     def _port(self, number: str) -> str:
         if number not in self._ports:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self._ports[number] = str(probe.getsockname()[1])
+            self._ports[number] = str(free_port())
         return self._ports[number]
 
     async def sh(self, commands: str) -> str:

@@ -29,3 +29,9 @@ def free_ports(count: int) -> list[int]:
                 continue
             ports.append(port)
     return ports
+
+
+def free_port() -> int:
+    """One such port."""
+    (port,) = free_ports(1)
+    return port

@@ -14,7 +14,7 @@ from adapters import amqp
 from gateway import Message, Sink, Source, Template
 from gateway.testing import SinkBench, SourceBench
 from tests.adapters.amqp_fake import FakeBroker
-from tests.adapters.test_tcp import free_port
+from tests.ports import free_port
 
 FRAME = 131_000
 

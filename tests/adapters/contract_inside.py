@@ -16,7 +16,7 @@ from adapters import channel, drop, file, log, memory, timer, udp
 from adapters.memory import box
 from gateway import Accepted, Message, MessageError, Outcome, PeerError, Sink, Source
 from gateway.testing import SinkBench, SourceBench
-from tests.adapters.test_tcp import free_port
+from tests.ports import free_port
 
 
 class InsideSource(SourceBench):

@@ -13,7 +13,7 @@ from adapters._mqtt_packets import Outgoing, Packets, Writer, read_publish
 from gateway import Message, Sink, Source, Template, TopicTemplate
 from gateway.testing import SinkBench, SourceBench
 from tests.adapters.contract_streams import Calling
-from tests.adapters.test_tcp import free_port
+from tests.ports import free_port
 
 WINDOW = 16
 TOPIC = b"plant/1"

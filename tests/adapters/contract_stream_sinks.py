@@ -13,7 +13,7 @@ from gateway import Message, Sink
 from gateway.testing import SinkBench
 from tests.adapters.test_mllp import adt, framed
 from tests.adapters.test_mllp_sink import ack, control_id
-from tests.adapters.test_tcp import free_port
+from tests.ports import free_port
 
 
 class ServedBench(SinkBench):

@@ -13,7 +13,7 @@ from adapters import http, mllp, tcp
 from gateway import Source
 from gateway.testing import SourceBench, until
 from tests.adapters.test_mllp import adt, framed
-from tests.adapters.test_tcp import free_port
+from tests.ports import free_port
 
 
 class Peer:

@@ -19,8 +19,8 @@ import uvloop
 from adapters import amqp, http, mllp, mqtt, mqtt_broker, tcp, websocket
 from gateway import Address, ConfigError, Limits, ListenAt, PeerError, ServerTls, Sink, Source, Template, TopicTemplate
 from gateway.testing import FakeHost, Inbox, arriving, opened, running, until
-from tests.adapters.test_tcp import free_port
 from tests.certificates import Authority, Pair
+from tests.ports import free_port
 
 CLIENTS = ["http", "tcp", "mllp", "websocket", "mqtt", "amqp"]
 SERVERS = ["http", "tcp", "mllp", "websocket", "mqtt_broker"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -15,13 +14,7 @@ from adapters import tcp
 from gateway import Accepted, ConfigError, Deferred, Limits, Message, Outcome, PeerError, Refused, Source
 from gateway.testing import FakeHost, Inbox, ManualClock, running, settle, until
 from tests.adapters.test_frames import fix
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.ports import free_port
 
 
 class Peer:

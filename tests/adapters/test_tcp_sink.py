@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from adapters import tcp
 from gateway import Limits, Message, MessageError, PeerError, Send, Sink
 from gateway.testing import FakeHost, Inbox, arriving, opened, running, settle, until
-from tests.adapters.test_tcp import FRAMINGS, connected, free_port, silent
+from tests.adapters.test_tcp import FRAMINGS, connected, silent
+from tests.ports import free_port
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

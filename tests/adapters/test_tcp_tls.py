@@ -17,9 +17,10 @@ import uvloop
 from adapters import _handshakes, tcp
 from gateway import Accepted, Address, ClientTls, ListenAt, PeerError, ServerTls
 from gateway.testing import FakeHost, Inbox, arriving, opened, running, settle, until
-from tests.adapters.test_tcp import Held, connected, free_port
+from tests.adapters.test_tcp import Held, connected
 from tests.adapters.test_tcp_sink import ending, server, silence
 from tests.certificates import Authority, Pair
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

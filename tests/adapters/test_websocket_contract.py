@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from adapters.websocket import Sink, Source
 from gateway import Message
 from gateway.testing import SINK_CHECKS, SOURCE_CHECKS, Check, SinkBench, SourceBench, checks_for, until
-from tests.adapters.test_tcp import free_port
+from tests.ports import free_port
 
 Connection = ClientConnection | ServerConnection
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.certificates import Pair
-from tests.ports import free_ports
+from tests.ports import free_port
 
 
 def _installed(program: str, package: str) -> str:
@@ -42,7 +42,7 @@ class Mosquitto:
         self._program = _installed("mosquitto", "mosquitto")
         self._folder = folder / "mosquitto"
         self._folder.mkdir(mode=0o755)
-        self.port = free_ports(1)[0]
+        self.port = free_port()
         self.tls = tls is not None
         self._process: subprocess.Popen[bytes] | None = None
         lines = [

@@ -19,9 +19,9 @@ from gateway.documents import Complaints
 from gateway.host import Services
 from gateway.observe import Observed
 from gateway.testing import ManualClock, settle, until
-from tests.adapters.test_tcp import free_port
 from tests.gateway.probe import BROKEN, FEEDS, RUNS, plug_in, raises, script
 from tests.memory_journal import MemoryJournal
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)

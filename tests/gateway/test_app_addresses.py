@@ -16,10 +16,10 @@ import uvloop
 
 from gateway import Accepted, ConfigError
 from gateway.testing import settle, until
-from tests.adapters.test_tcp import free_port
 from tests.certificates import Authority
 from tests.gateway.probe import BROKEN, FEEDS, plug_in, script
 from tests.gateway.test_app import Desk, fed, route
+from tests.ports import free_port
 
 RELOADS = 20
 

@@ -29,7 +29,7 @@ from gateway.config import load
 from gateway.graph import graph
 from gateway.sample import sample
 from gateway.starter import start
-from tests.ports import free_ports
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -439,7 +439,7 @@ def banner_of(started: subprocess.Popen[str]) -> list[str]:
 
 
 def test_run_says_what_to_paste_and_what_is_pasted_works(tmp_path: Path) -> None:
-    ports = {old: free_ports(1)[0] for old in (8080, 8081)}
+    ports = {old: free_port() for old in (8080, 8081)}
     start(tmp_path)
     text = (tmp_path / "routes.yaml").read_text()
     text = text.replace("  data: ./var ", f'  api: {{listen: "127.0.0.1:{ports[8080]}"}}\n  data: ./var ')

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx2
 
-from tests.adapters.test_tcp import free_port
 from tests.playground import Playground
+from tests.ports import free_port
 
 ROUTES = """\
 version: 1

@@ -16,10 +16,10 @@ from gateway.observe import RouteMeters
 from gateway.testing import ManualClock, until
 from tests.adapters.raw_http import peer
 from tests.adapters.test_mllp import framed
-from tests.adapters.test_tcp import free_port
 from tests.gateway.api.desk import desk
 from tests.gateway.bench import Bench, post
 from tests.gateway.probe import plug_in, raises, script
+from tests.ports import free_port
 
 CHECKED = """
     ack: delivered

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from gateway.testing import settle, until
-from tests.adapters.test_tcp import free_port
 from tests.gateway.bench import Bench
 from tests.gateway.probe import plug_in, script
 from tests.gateway.test_discard import numbers, states
 from tests.gateway.test_offers import on_disk
+from tests.ports import free_port
 
 
 @pytest.fixture

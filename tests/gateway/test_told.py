@@ -17,8 +17,8 @@ from gateway.observe import Peer
 from gateway.testing import until
 from tests.adapters.raw_http import Response, peer
 from tests.adapters.test_mllp import adt, framed
-from tests.adapters.test_tcp import free_port
 from tests.gateway.api.desk import Desk, desk
+from tests.ports import free_port
 
 INSIDE = "http://10.1.2.3:9100/key-s3cret: /srv/erp/inbox/orders.json"
 PIECES = ("10.1.2.3", "9100", "s3cret", "/srv", "orders.json")
