@@ -93,15 +93,16 @@ class Edge:
         tell = partial(self._settle, message, then, inside.clock.monotonic())
         try:
             self._label(message, type_)
-            if inside.accept.plain is None or inside.accept.plain(message):
+            taken = inside.accept.plain is None or inside.accept.plain(message) is not None
+            if taken:
                 self._ready_to_store(message)
                 delivering.store_soon(message, _Stored(self, message, delivering, tell))
                 self._meters.received += 1
-                return True
-        except Exception:  # `take` finds it as well, and tells it
-            log.debug("offer was not taken", exc_info=True)
-        self.gate.leave()
-        return False
+        except Exception:  # `take` finds it as well, and tells it: nothing of it is for the log here
+            taken = False
+        if not taken:
+            self.gate.leave()
+        return taken
 
     def _settle(self, message: Message, then: Callable[[Outcome], None], began: float, error: Exception | None) -> None:
         """What was offered is stored, or is not."""
