@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -97,7 +99,7 @@ class FakeHost:
         self.target = target
         self.wants_reply = True
         self.limits = limits or Limits()
-        self.data = data or Path(tempfile.mkdtemp(prefix="gateway-test-"))
+        self.data = data or self._folder()
         self.clock: Clock = clock or SystemClock()
         self.formats: Formats = formats_with(self.limits)
         self.drops: dict[str, int] = {}
@@ -105,6 +107,12 @@ class FakeHost:
         self.outcomes: dict[str, Outcome | None] = {}
         self._principals = principals or {}
         self._shares = Shares()  # the engine's own: who fakes it makes races that no component has to live with
+
+    def _folder(self) -> Path:
+        """A folder of its own, gone with this host."""
+        folder = tempfile.mkdtemp(prefix="gateway-test-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def share(self, what: Shared[T]) -> AbstractAsyncContextManager[T]:
         return self._shares.lease(what, self)
