@@ -99,22 +99,39 @@ async def _problem(components: list[Any], timeout_s: float) -> str | None:
 
 
 async def _tried(components: list[Any], host: _Host) -> list[str]:
-    problems: list[str] = []
     component = components[0]
     connection = getattr(component, "connection", None)
     if connection is not None:
-        async with connection.open(host) as link:
-            for each in components:
-                if hasattr(each, "try_out"):
-                    try:
-                        await each.try_out(link, host)
-                    except (PeerError, MessageError) as error:
-                        problems.append(str(error))
-    elif isinstance(component, Sink) and word_of(component) != "http":  # http connects when there is something to send
+        return await _tried_out(connection, [one for one in components if hasattr(one, "try_out")], host)
+    if isinstance(component, Sink) and word_of(component) != "http":  # http connects when there is something to send
         async with component.open(host):
             pass
     else:
         await _dial(component)
+    return []
+
+
+async def _tried_out(connection: Any, components: list[Any], host: _Host) -> list[str]:
+    """What is wrong with these on one connection, opened again after each fault: that may end it for all of them."""
+    problems: list[str] = []
+    left = list(components)
+    if not left:
+        async with connection.open(host):
+            pass
+    while left:
+        found, before = len(problems), len(left)
+        try:
+            async with connection.open(host) as link:
+                while left and len(problems) == found:
+                    try:
+                        await left.pop(0).try_out(link, host)
+                    except (PeerError, MessageError) as error:
+                        problems.append(str(error))
+        except PeerError as error:
+            if len(left) == before:  # there was no connection to try it on
+                raise
+            if len(problems) == found:
+                problems.append(str(error))
     return problems
 
 

@@ -42,11 +42,7 @@ async def test_each_queue_and_exchange_that_is_missing_is_named(rabbitmq: Rabbit
     good = f'{{amqp: {{url: "{rabbitmq.url}"}}}}'
     to = "from: rest, to: {amqp: {connection: peer, exchange: no-such-exchange}}"
     made = "from: {amqp: {connection: peer, queue: will-be-made, declare: {durable: true}}}, to: drop"
-    found = ""
-    for _ in range(3):  # the first refusal ends the link that both use: on a busy machine before the other is answered
-        found = await problem(tmp_path, good, QUEUE.format("no-such-queue"), to, made) or ""
-        if "no-such-queue" in found and "no-such-exchange" in found:
-            break
+    found = await problem(tmp_path, good, QUEUE.format("no-such-queue"), to, made) or ""
     assert "NOT_FOUND - no queue 'no-such-queue' in vhost '/'" in found
     assert "NOT_FOUND - no exchange 'no-such-exchange' in vhost '/'" in found
     assert "will-be-made" not in found
