@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from adapters._sockets import facts, prepare
-from gateway import Message, MessageError
+from gateway import MessageError
 
 if TYPE_CHECKING:
     from adapters._stream import Intake
@@ -29,11 +29,10 @@ _NOISE = 2
 class Slot:
     """A frame's place in the order of answers."""
 
-    __slots__ = ("answer", "link", "message")
+    __slots__ = ("answer", "link")
 
-    def __init__(self, link: Link, message: Message | None, answer: bytes | None = None) -> None:
+    def __init__(self, link: Link, answer: bytes | None = None) -> None:
         self.link = link
-        self.message = message
         self.answer = answer
 
 
@@ -143,12 +142,12 @@ class Link(asyncio.Protocol):
                 begun = self._framed = True
                 made = message_of(payload, self)
                 if isinstance(made, bytes):
-                    slots.append(Slot(self, None, made))
+                    slots.append(Slot(self, made))
                     self._release()
                 else:
-                    slot = Slot(self, made)
+                    slot = Slot(self)
                     slots.append(slot)
-                    intake.put(slot)
+                    intake.put(slot, made)
                 if slots and (len(slots) >= WINDOW or intake.taken >= intake.most_taken):
                     self._pause()
                     return
@@ -194,7 +193,7 @@ class Link(asyncio.Protocol):
         else:
             text = "frame: the bytes are not of the framing of this source" if why == "malformed" else str(error)
             self._intake.let_go(why, text, self.facts["peer"])
-        self._slots.append(Slot(self, None, refusal))
+        self._slots.append(Slot(self, refusal))
         self._lingers = bool(refusal) and self._transport.can_write_eof()
         if self._lingers:
             self._resume()
@@ -250,7 +249,7 @@ class Link(asyncio.Protocol):
     def say(self, answer: bytes) -> None:
         """Writes something more, framed, behind the answers of all that was taken so far; not once it is closing."""
         if not self.lost.done() and not self._ending:
-            self._slots.append(Slot(self, None, answer))
+            self._slots.append(Slot(self, answer))
             self.advance()
 
     def later(self, answer: Awaitable[bytes]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 from adapters._admission import Admission
@@ -22,6 +23,7 @@ from gateway import (
     ListenAt,
     Message,
     MessageError,
+    Offers,
     Outcome,
     PeerError,
     Workers,
@@ -87,6 +89,7 @@ class Intake:
         self._let_go_why = self._let_go_peer = ""
         self._idle = asyncio.Event()  # set when nothing is taken any more; whoever waits for it clears it first
         self._deliver = deliver
+        self._offer = deliver.offer if talk.answers and isinstance(deliver, Offers) else None
         self._workers = Workers(self._work, count=host.limits.in_flight, name=f"{host.route}:from")
 
     async def listen(self, at: ListenAt, ready: Callable[[], None], *, who: str) -> None:
@@ -156,10 +159,12 @@ class Intake:
         except Exception:  # one link's answer must not end the source that serves them all
             log.exception("answer failed", extra={"route": self.host.route})
 
-    def put(self, slot: Slot) -> None:
-        """Hands over."""
+    def put(self, slot: Slot, message: Message) -> None:
+        """Hands over, in the order of the calls."""
         self.taken += 1
-        self._workers.put(slot)
+        offer = self._offer
+        if offer is None or self._workers.waiting or not offer(message, partial(self._told, slot, message)):
+            self._workers.put((slot, message))
 
     def let_go(self, why: str, text: str, peer: str) -> None:
         """Counts what became no message, as `why`; the log has its text, nothing of a body in it, once a second."""
@@ -173,24 +178,30 @@ class Intake:
             self._idle.clear()
             await self._idle.wait()
 
-    async def _work(self, slot: Slot) -> None:
-        message, link, talk = slot.message, slot.link, self.talk
-        assert message is not None
+    async def _work(self, item: tuple[Slot, Message]) -> None:
+        slot, message = item
         outcome = await self._deliver(message)
-        if not talk.answers:
+        if not self.talk.answers:
             while type(outcome) is Deferred:
                 await self.host.clock.sleep(outcome.wait_s)
                 outcome = await self._deliver(message)
+        self._told(slot, message, outcome)
+
+    def _told(self, slot: Slot, message: Message, outcome: Outcome) -> None:
+        """The outcome is known."""
         self.taken -= 1
         if not self.taken:
             self._idle.set()
+        if self.over:  # the links are closed, answered as far as they were
+            return
+        link = slot.link
         try:
-            slot.answer = talk.answer(message, outcome, link)
+            slot.answer = self.talk.answer(message, outcome, link)
             link.advance()
         except MessageError as error:
             log.warning("answer not sent", extra={"route": self.host.route, "reason": str(error)})
             link.cut("the answer can't be said in its framing")
-        except Exception:  # one link's answer must not end the worker that serves them all
+        except Exception:  # one link's answer must not end what serves them all
             log.exception("answer failed", extra={"route": self.host.route, "message_id": message.id})
             link.cut("bug")
 

@@ -5,10 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 from adapters import _websocket_words as words
 from adapters._websocket_link import INTERNAL_ERROR, TRY_AGAIN_LATER, Link
-from gateway import JSON, Accepted, Deferred, Deliver, Host, Message, MessageError, Outcome, Refused, Workers
+from gateway import (
+    JSON,
+    Accepted,
+    Deferred,
+    Deliver,
+    Host,
+    Message,
+    MessageError,
+    Offers,
+    Outcome,
+    Refused,
+    Workers,
+)
 
 log = logging.getLogger("gateway.websocket")
 
@@ -51,6 +64,7 @@ class Intake:
         self.hears_rest = not self.answers
         self._host = host
         self._deliver = deliver
+        self._offer = deliver.offer if self.answers and isinstance(deliver, Offers) else None
         self._confirm = terms.confirm
         self._in_turn = terms.reply and not terms.confirm
         self._content_type = terms.content_type
@@ -78,8 +92,7 @@ class Intake:
         slot = Slot(link, message, len(data), b"")
         if self._in_turn:
             link.slots.append(slot)
-        self.taken += 1
-        self.workers.put(slot)
+        self._put(slot)
 
     def _heard_confirmed(self, link: Link, data: bytes, *, text: bool) -> None:
         envelope = words.opened(data) if text else None
@@ -102,8 +115,13 @@ class Intake:
                 raw=body, content_type=content_type, headers=link.headers, transport=facts, sender_id=sender_id
             )
             mark = words.mark_of(envelope.id)
+        self._put(Slot(link, message, len(data), mark))
+
+    def _put(self, slot: Slot) -> None:
         self.taken += 1
-        self.workers.put(Slot(link, message, len(data), mark))
+        offer = self._offer
+        if offer is None or self.workers.waiting or not offer(slot.message, partial(self._told, slot)):
+            self.workers.put(slot)
 
     def missed(self, why: str) -> None:
         """Counts it, where the sender can't be told."""
@@ -123,20 +141,25 @@ class Intake:
     # Outcomes
 
     async def _work(self, slot: Slot) -> None:
-        message, link = slot.message, slot.link
+        message = slot.message
         outcome = await self._deliver(message)
         if not self.answers:
             while type(outcome) is Deferred:
                 await self._host.clock.sleep(outcome.wait_s)
                 outcome = await self._deliver(message)
+        self._told(slot, outcome)
+
+    def _told(self, slot: Slot, outcome: Outcome) -> None:
+        """The outcome is known."""
+        link = slot.link
         self.taken -= 1
         if not self.taken:
             self._idle.set()
         try:
             if link.open:
                 self._answer(slot, outcome)
-        except Exception:  # one link's answer must not end the worker that serves them all
-            log.exception("answer failed", extra={"route": self._host.route, "message_id": message.id})
+        except Exception:  # one link's answer must not end what serves them all
+            log.exception("answer failed", extra={"route": self._host.route, "message_id": slot.message.id})
             link.close(INTERNAL_ERROR, "the gateway failed on an answer")
         link.settled(slot.size)
 

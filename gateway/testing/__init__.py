@@ -11,7 +11,7 @@ async def test_it_keeps_the_contract(check):
 """
 
 from gateway.testing.benches import Check, FormatBench, SinkBench, SourceBench, checks_for, needs
-from gateway.testing.fakes import FakeHost, Inbox, ManualClock, arriving, opened, running, settle, until
+from gateway.testing.fakes import FakeHost, Inbox, ManualClock, OfferInbox, arriving, opened, running, settle, until
 from gateway.testing.format_checks import FORMAT_CHECKS
 from gateway.testing.leaks import nothing_left
 from gateway.testing.sink_checks import SINK_CHECKS
@@ -26,6 +26,7 @@ __all__ = [
     "FormatBench",
     "Inbox",
     "ManualClock",
+    "OfferInbox",
     "SinkBench",
     "SourceBench",
     "arriving",

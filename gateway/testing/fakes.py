@@ -149,11 +149,14 @@ class Inbox:
         self._arrived = asyncio.Event()
 
     async def __call__(self, message: Message) -> Outcome:
+        self._keep(message)
+        outcome = self._outcome(message)
+        return await outcome if isinstance(outcome, Awaitable) else outcome
+
+    def _keep(self, message: Message) -> None:
         message.formats = self._host.formats
         self.messages.append(message)
         self._arrived.set()
-        outcome = self._outcome(message)
-        return await outcome if isinstance(outcome, Awaitable) else outcome
 
     async def wait(self, count: int, *, timeout_s: float = 10.0) -> list[Message]:
         """The first `count` messages, once they have come."""
@@ -162,6 +165,35 @@ class Inbox:
                 self._arrived.clear()
                 await self._arrived.wait()
         return self.messages[:count]
+
+
+class OfferInbox(Inbox):
+    """An Inbox that takes what it is offered, as a route that stores does. What was offered waits for `settle`.
+
+    takes: whether it takes an offer; what it does not take is handed over to it as usual.
+    """
+
+    def __init__(self, host: FakeHost, takes: Callable[[Message], bool] = lambda message: True) -> None:
+        super().__init__(host)
+        self.offers = 0
+        """Offers that were taken."""
+        self._takes = takes
+        self._unsettled: list[tuple[Message, Callable[[Outcome], None]]] = []
+
+    def offer(self, message: Message, then: Callable[[Outcome], None]) -> bool:
+        if not self._takes(message):
+            return False
+        self._keep(message)
+        self.offers += 1
+        self._unsettled.append((message, then))
+        return True
+
+    def settle(self) -> int:
+        """What was offered is safe: tells it, the last first. How many these were."""
+        unsettled, self._unsettled = self._unsettled, []
+        for message, then in reversed(unsettled):
+            then(Accepted(message.id, stored=True))
+        return len(unsettled)
 
 
 @asynccontextmanager

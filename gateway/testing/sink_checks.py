@@ -49,16 +49,15 @@ async def kept_open(bench: SinkBench) -> AsyncIterator[Send]:
     async def send(message: Message) -> Message | None:
         nonlocal opened
         while True:
-            used = opened
+            used, lost = opened, opened.task.done()
             try:
-                if used.send is not None and not used.task.done():
+                if used.send is not None and not lost:
                     return await used.send(message)
             except PeerError as error:
-                if error.reconnect and used is opened:
-                    opened = Opened(bench.sink(), bench)
-                    await ended(used.task)
-            if used.task.done() and used is opened:
+                lost = error.reconnect
+            if (lost or used.task.done()) and used is opened:
                 opened = Opened(bench.sink(), bench)
+                await ended(used.task)
             await asyncio.sleep(0.005)
 
     try:

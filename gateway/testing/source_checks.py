@@ -11,7 +11,7 @@ from gateway.message import Accepted, Deferred, Message, Outcome, Refused
 from gateway.ports import Deliver, Source
 from gateway.settings import Settings
 from gateway.testing.benches import IN_FLIGHT, Check, SourceBench, needs
-from gateway.testing.fakes import Inbox, running, settle, until
+from gateway.testing.fakes import Inbox, OfferInbox, running, settle, until
 from gateway.testing.leaks import nothing_left
 
 QUIET_S = 0.05
@@ -219,6 +219,44 @@ async def a_stop_acknowledges_nothing(bench: SourceBench) -> None:
         assert bench.accepted() == [], "it was acknowledged by the stop"
 
 
+@needs("acknowledges")
+async def what_it_offers_is_acknowledged_once_it_is_safe(bench: SourceBench) -> None:
+    """A message may be taken without a task that waits: its order and its acknowledgement are the same."""
+    turns = iter(range(1000))
+    inbox = OfferInbox(bench.host, lambda message: next(turns) % 3 > 0)
+    sent = [bench.body(number) for number in range(9)]
+    async with running(bench.source(), inbox, bench.host):
+        for number, body in enumerate(sent):
+            await bench.send(body)
+            await inbox.wait(number + 1)
+            await quiet()
+            if inbox.settle():
+                assert body not in bench.accepted(), "it was acknowledged before its outcome"
+            await until(lambda body=body: body in bench.accepted())  # type: ignore[misc]
+        for number in range(9, 15):
+            sent.append(bench.body(number))
+            await bench.send(sent[-1])
+        await until(lambda: (inbox.settle() or True) and len(bench.accepted()) == 15)
+    assert [message.body for message in inbox.messages] == sent
+    assert sorted(bench.accepted()) == sorted(sent)
+
+
+@needs("acknowledges")
+async def what_it_offered_may_be_settled_after_its_stop(bench: SourceBench) -> None:
+    """The commit goes on when the source is gone: nobody is told any more, and nothing breaks."""
+    inbox = OfferInbox(bench.host)
+    async with nothing_left(bench.leave):
+        async with running(bench.source(), inbox, bench.host):
+            await bench.send(bench.body(1))
+            await inbox.wait(1)
+        if not inbox.offers:  # it does not offer
+            return
+        assert bench.accepted() == [], "it was acknowledged by the stop"
+        inbox.settle()
+        await quiet()
+        assert bench.accepted() == []
+
+
 async def a_refusal_is_told_or_settled(bench: SourceBench) -> None:
     """Who is answered hears of a refusal; for who is not, its dead letter is safe, and the message is settled."""
     inbox = Inbox(bench.host, lambda message: Refused(message.id, "no"))
@@ -406,6 +444,8 @@ SOURCE_CHECKS: list[Check] = [
     no_acknowledgement_goes_out_before_the_outcome,
     an_outcome_acknowledges_its_own_message_alone,
     a_stop_acknowledges_nothing,
+    what_it_offers_is_acknowledged_once_it_is_safe,
+    what_it_offered_may_be_settled_after_its_stop,
     a_refusal_is_told_or_settled,
     a_deferred_message_is_told_or_comes_again,
     a_lost_peer_is_noticed_while_idle,
