@@ -112,23 +112,24 @@ async def _tried(components: list[Any], host: _Host) -> list[str]:
 
 
 async def _tried_out(connection: Any, components: list[Any], host: _Host) -> list[str]:
-    """What is wrong with these on one connection, opened again after each fault: that may end it for all of them."""
+    """What is wrong with these on one connection; opened again after a fault that ends it for all of them."""
     problems: list[str] = []
     left = list(components)
     if not left:
         async with connection.open(host):
             pass
     while left:
-        found, before = len(problems), len(left)
+        found, before, lost = len(problems), len(left), False
         try:
             async with connection.open(host) as link:
-                while left and len(problems) == found:
+                while left and not lost:
                     try:
                         await left.pop(0).try_out(link, host)
                     except (PeerError, MessageError) as error:
                         problems.append(str(error))
+                        lost = isinstance(error, PeerError) and error.reconnect
         except PeerError as error:
-            if len(left) == before:  # there was no connection to try it on
+            if len(left) == before:  # there was no connection to try one on
                 raise
             if len(problems) == found:
                 problems.append(str(error))
