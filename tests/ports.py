@@ -10,10 +10,11 @@ from pathlib import Path
 _LOWEST = 10_000
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _luck = random.SystemRandom()  # not that of the tests, which begins anew with each: runs beside each other would meet
+_given: set[int] = set()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has now, and that the system gives to no client.
+    """Ports of 127.0.0.1 that nobody has now, that were not given before, and that the system gives to no client.
 
     A port that it might give away is gone when a client has it while the server is being started again; one that looks
     for the server may even get the port that it is looking for, and be connected to itself.
@@ -23,11 +24,14 @@ def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         while len(ports) < count:
             port = _luck.randrange(_LOWEST, max(first_of_clients, 2 * _LOWEST))
+            if port in _given:
+                continue
             try:
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
             except OSError:
                 continue
             ports.append(port)
+            _given.add(port)
     return ports
 
 
