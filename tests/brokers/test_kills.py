@@ -109,6 +109,7 @@ async def test_every_message_that_was_acknowledged_is_delivered_or_pending_when_
     tmp_path: Path, rabbitmq: RabbitMq, capsys: pytest.CaptureFixture[str]
 ) -> None:
     queue = await make_queue(rabbitmq)
+    await asyncio.to_thread(rabbitmq.keep)
     place = Playground(tmp_path)
     async with mosquitto(tmp_path) as broker:
         (tmp_path / "routes.yaml").write_text(BRIDGE.format(mqtt=broker.url, amqp=rabbitmq.url, queue=queue))
