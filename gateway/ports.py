@@ -47,9 +47,10 @@ class Offers(Protocol):
     """
 
     def offer(self, message: Message, then: Callable[[Outcome], None]) -> bool:
-        """Takes the message in, and calls `then` with the outcome; that may be at once. `then` never raises.
+        """Takes the message in, and calls `then` with the outcome: at once, later, or when the source is gone.
 
-        False: nothing was done and `then` is not called. Hand it over as usual; how it is refused is found out there.
+        `then` never raises. False: nothing was done and `then` is not called. Hand it over as usual; how it is refused
+        is found out there.
         """
         ...
 
