@@ -204,9 +204,9 @@ class _Talk:
         if outcome.reply is None:
             return _AA
         status = outcome.reply.transport.get("status")
-        if isinstance(status, int) and status >= 400:  # an HTTP target's answer is the reply, whatever it says
+        if isinstance(status, int) and status >= 300:  # an HTTP target's answer is the reply, whatever it says
             text = f"the target answered {status}"
-            later = status >= 500 or status == 429
+            later = status >= 500 or status == 429 or status < 400
             return _Said(codes.deferred, text) if later else _Said(codes.refused, text, Fault.DATA)
         try:
             body = outcome.reply.body

@@ -59,12 +59,13 @@ async def test_enhanced_mode_can_be_switched_off() -> None:
     [
         (Message(raw=b"MSH|^~\\&|X\rMSA|AE|MSG1|theirs\r"), b"MSH|^~\\&|X\rMSA|AE|MSG1|theirs\r"),
         (Message(raw=b'{"ok": true}'), b"\rMSA|AA|MSG1\r"),
+        (Message(raw=b"", transport={"status": 302}), b"\rMSA|AR|MSG1|the target answered 302\r"),
         (Message(raw=b"{}", transport={"status": 422}), b"\rMSA|AE|MSG1|the target answered 422\r"),
         (Message(raw=b"{}", transport={"status": 503}), b"\rMSA|AR|MSG1|the target answered 503\r"),
         (Message(raw=b"MSH|^~\\&|\x1c"), b"\rMSA|AR|MSG1|the target's reply can't be said here"),
         (Message(parsed=[], content_type="application/hl7-v2"), b"\rMSA|AR|MSG1|the target's reply can't be said here"),
     ],
-    ids=["hl7", "json", "422", "503", "delimiter", "unwritable"],
+    ids=["hl7", "json", "302", "422", "503", "delimiter", "unwritable"],
 )
 async def test_a_reply_is_the_acknowledgement_when_it_is_one(reply: Message, expected: bytes) -> None:
     async with talking(lambda message: Accepted(message.id, reply)) as (peer, _, _):
