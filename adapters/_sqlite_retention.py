@@ -3,6 +3,7 @@
 # ruff: noqa: S608  what is put into statements is question marks and words of ours
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -13,6 +14,8 @@ import apsw
 from adapters._sqlite_records import DEAD, PENDING
 from adapters._sqlite_tables import CHUNK, ZONE_BITS, Tables
 from gateway.failpoints import failpoint
+
+log = logging.getLogger("gateway.journal")
 
 CHECKPOINT_PAGES = 1000
 """The log is written back when it has so many pages more (4 MiB): a commit that waits for that waits about 5 ms."""
@@ -111,7 +114,15 @@ class Upkeep:
     # -- room --------------------------------------------------------------------------------------------------------
 
     def look_at_room(self) -> None:
-        """Finds out whether there is room on the disk and within the limit of size."""
+        """Finds out whether there is room on the disk and within the limit of size, and logs when that changes."""
+        had_room = self.full is None
+        self._measure()
+        if had_room and self.full is not None:  # senders hear "not now", and not why
+            log.warning("nothing more is stored", extra={"reason": self.full})
+        elif not had_room and self.full is None:
+            log.info("messages are stored again")
+
+    def _measure(self) -> None:
         self._looked_at = time.monotonic()
         disk = os.statvfs(self._path.parent)
         free = disk.f_bavail * disk.f_frsize

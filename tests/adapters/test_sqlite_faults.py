@@ -266,8 +266,9 @@ async def test_a_broken_disk_at_the_start_is_a_sentence(tmp_path: Path, disk: Di
 
 
 async def test_nothing_new_is_taken_below_the_reserve_of_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "gateway.journal")
     monkeypatch.setattr(retention, "LOOK_S", 0.01)
     monkeypatch.setattr(writing, "IDLE_S", 0.01)
     real = os.statvfs
@@ -297,3 +298,5 @@ async def test_nothing_new_is_taken_below_the_reserve_of_the_disk(
                 await asyncio.sleep(0.01)
         assert journal.trouble() is None
         assert (await bodies(journal, limit=5000))[-1] == "room again"
+    assert caplog.messages == ["nothing more is stored", "messages are stored again"]
+    assert "free some space" in caplog.records[0].__dict__["reason"]
