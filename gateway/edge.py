@@ -72,6 +72,8 @@ class Edge:
             answerless = self.inside.settings.ack == "reply" and not error.too_late
             told = error.for_sender if error.too_late else f"{error.for_sender}; send it again later"
             outcome = Deferred(message.id, told, error.wait_s or 1.0, error.too_late, answerless, str(error))
+            if answers:
+                self.inside.refusals.note_deferred(message, outcome)
         except (JournalFullError, JournalBrokenError) as error:
             outcome = _not_stored(message, error)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What a route tells the log of single messages: dead letters, and refusals that only their sender heard. Sparingly."""
+"""What a route tells the log of single messages: dead letters, and what only their sender heard. Sparingly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 
-from gateway.message import Message, Refused
+from gateway.message import Deferred, Message, Refused
 from gateway.observe import RouteMeters
 from gateway.ports import Clock
 
@@ -18,6 +18,8 @@ _VALUE = re.compile(
 )
 TOLD_A_SECOND = 10
 """Of each kind and route; of more, only how many."""
+DEFERRED_A_SECOND = 1
+"""The same of messages not taken now: their senders come again, for as long as a target is away."""
 
 
 def without_values(reason: str) -> str:
@@ -29,9 +31,10 @@ def without_values(reason: str) -> str:
 
 
 class _Sparing:
-    """A warning that a route may have often: ten a second are logged, and of more how many."""
+    """A warning that a route may have often: so many a second are logged, and of more how many."""
 
-    def __init__(self, one: str, many: str, route: str, clock: Clock) -> None:
+    def __init__(self, one: str, many: str, route: str, clock: Clock, *, a_second: int = TOLD_A_SECOND) -> None:
+        self._a_second = a_second
         self._one = one
         self._many = many
         self._route = route
@@ -45,7 +48,7 @@ class _Sparing:
         if second != self._second:
             self._tell_rest()
             self._second, self._told = second, 0
-        if self._told < TOLD_A_SECOND:
+        if self._told < self._a_second:
             self._told += 1
             log.warning(self._one, extra={"route": self._route, **fields})
             return
@@ -73,21 +76,31 @@ class DeadLetters:
 
 
 class Refusals:
-    """Tells the log of refusals that the sender heard, which leave no other trace: no more than ten a second."""
+    """Tells the log of refusals that the sender heard, which leave no other trace: no more than ten a second.
+
+    Of messages that a target did not take now, no more than one a second.
+    """
 
     def __init__(self, route: str, clock: Clock) -> None:
         self._log = _Sparing("message refused", "messages refused", route, clock)
+        self._deferred = _Sparing("message deferred", "messages deferred", route, clock, a_second=DEFERRED_A_SECOND)
 
     def note(self, message: Message, refused: Refused, place: str | None) -> None:
         """A sender was told that its message can't pass. Nothing of the body or the headers is logged."""
         fields = {"message_id": message.id, "code": refused.code, "reason": without_values(refused.full)}
         if place is not None:
             fields["place"] = place
-        peer = message.transport.get("peer")
-        if isinstance(peer, str):
-            fields["peer"] = peer
-        self._log.tell(**fields)
+        self._log.tell(**fields, **_peer(message))
+
+    def note_deferred(self, message: Message, deferred: Deferred) -> None:
+        """A sender was told to come again, as a target did not take its message: nothing else keeps why."""
+        self._deferred.tell(message_id=message.id, reason=without_values(deferred.full), **_peer(message))
 
     def note_unread(self, code: str, reason: str, peer: str) -> None:
         """A sender was told that what it sent is no message, or one that is not read."""
         self._log.tell(code=code, reason=without_values(reason), peer=peer)
+
+
+def _peer(message: Message) -> dict[str, str]:
+    peer = message.transport.get("peer")
+    return {"peer": peer} if isinstance(peer, str) else {}

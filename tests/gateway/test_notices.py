@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from gateway import Address, Message, MessageError, Refused
+from gateway import Address, Deferred, Message, MessageError, PeerError, Refused
 from gateway.notices import DeadLetters, Refusals, without_values
 from gateway.observe import RouteMeters
 from gateway.testing import ManualClock, until
@@ -69,6 +69,31 @@ async def test_what_only_its_sender_heard_is_in_the_log_with_all_that_is_known(
         },
     ]
     assert "s3cret" not in str([record.__dict__ for record in caplog.records])
+
+
+async def test_why_a_target_did_not_take_a_message_is_in_the_log_as_its_sender_hears_not_now_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path)
+    async with bench.route("\n    ack: delivered\n    to: {probe: {}}\n") as route:
+        script("out").does = raises(PeerError("http://crm:9: answered 500"))
+        sent = await post(route, {}, transport=PEER)
+        await post(route, {}, answers=False)
+    assert isinstance(sent, Deferred)
+    assert told(caplog, "message deferred") == [
+        {"route": "r", "message_id": sent.id, "reason": "http://crm:9: answered 500", "peer": "10.0.0.7:4711"}
+    ]
+
+
+async def test_one_deferred_message_a_second_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    refusals = Refusals("r", clock)
+    for _ in range(3):
+        refusals.note_deferred(Message(), Deferred("m", "not now"))
+    await clock.advance(1)
+    refusals.note_deferred(Message(), Deferred("m", "not now"))
+    assert len(told(caplog, "message deferred")) == 2
+    assert told(caplog, "messages deferred") == [{"route": "r", "more": 2}]
 
 
 async def test_a_bug_and_a_dead_letter_are_told_once_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
