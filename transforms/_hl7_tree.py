@@ -21,6 +21,11 @@ from transforms._hl7 import HEADERS, STANDARD, Er7, codec_of_names, delimiters_o
 
 # A value costs about 200 bytes once it is a list in a list in a list: a body of separators alone must not fill memory.
 _MOST_VALUES = 300_000
+# A source's setting is for what comes from then on: what is stored has its content type, and needs the step.
+_SAY_CHARSET = (
+    "set charset: to what the sender really sends, such as 8859/1; for what is stored already, "
+    "as a step: parse: {hl7: {charset: 8859/1}}"
+)
 # Those that our own escaping would have written as \Xhh\, but for line ends.
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\r\n") + b"\x7f"
 
@@ -85,8 +90,7 @@ def natural_codec(body: bytes) -> str:
     known = codec_of_names(names)
     if known is None:
         raise MessageError(
-            f"hl7: MSH-18 names the charset {names[0][:40]!r}, which is not known; "
-            "set charset: to what the sender really sends, such as 8859/1",
+            f"hl7: MSH-18 names the charset {names[0][:40]!r}, which is not known; {_SAY_CHARSET}",
             code="malformed",
         )
     return known
@@ -98,7 +102,7 @@ def _decoded(body: bytes, charset: str) -> str:
     except UnicodeDecodeError as error:
         raise MessageError(
             f"hl7: byte 0x{body[error.start]:02X} at {error.start} is not {charset}, which MSH-18 or the content type "
-            "says (no charset said: utf-8); set charset: to what the sender really sends, such as 8859/1",
+            f"says (no charset said: utf-8); {_SAY_CHARSET}",
             code="malformed",
         ) from error
 
