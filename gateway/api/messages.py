@@ -94,7 +94,8 @@ async def found(control: Control, message_id: str) -> Detail:
         raise Problem(
             404,
             "unknown_message",
-            "there is no message with this id; it was never stored here, or retention removed it",
+            "there is no message with this id; it was never stored here, or retention removed it; "
+            "a sender's own id, such as MSH-10, is found by q",
         )
     return detail
 

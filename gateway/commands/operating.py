@@ -20,7 +20,8 @@ ReasonOption = Annotated[
 SinceOption = Annotated[str | None, typer.Option("--since", help="Only since then: a time, or 1h for an hour ago.")]
 UntilOption = Annotated[str | None, typer.Option("--until", help="Only until then.")]
 TextOption = Annotated[
-    str | None, typer.Option("--q", help="Only with this text in id, key, subject, type or headers.")
+    str | None,
+    typer.Option("--q", help="Only with this text in id, sender's or correlation id, key, subject, type or headers."),
 ]
 CorrelationOption = Annotated[str | None, typer.Option("--correlation-id", help="Only of this conversation.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=500, help="How many, at most.")]

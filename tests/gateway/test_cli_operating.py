@@ -189,6 +189,7 @@ def test_an_unknown_route_is_told_with_the_right_name(ask: Asked) -> None:
 def test_an_unknown_message_is_told(ask: Asked) -> None:
     ask("show", "a b?c#d", ends=1)
     assert ask.told.startswith("there is no message with this id")
+    assert "a sender's own id, such as MSH-10, is found by q" in ask.told
 
 
 def test_a_list_has_pages(ask: Asked) -> None:
