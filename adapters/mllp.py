@@ -140,11 +140,15 @@ class _Talk:
 
     def message(self, payload: bytes, link: Link) -> Message | bytes:
         header = read_header(payload)
-        # 1C can be within a frame, and not within an answer that copies it.
-        if header is None or b"\x1c" in payload:
+        if header is None:
             self._host.refused("malformed", "it is no HL7 v2 message in ER7 encoding, MSH first", link.facts["peer"])
             text = f"found {payload[:20]!r}, expected an HL7 v2 message in ER7 encoding, MSH first"
             return self._frame(acknowledge(None, "AR", ack_id(new_id()), text, fault=Fault.KIND))
+        if b"\x1c" in payload:  # it can be within a frame, and not within an answer that copies it
+            text = "the message contains the byte 1C, which ends an MLLP frame; end frames with 1C 0D, or leave it out"
+            self._host.refused("malformed", text, link.facts["peer"])
+            said = _Said(self._codes.refused, text, Fault.DATA)
+            return self._written(None if b"\x1c" in b"".join(header.fields) else header, new_id(), said)
         message = Message(
             raw=payload,
             content_type=self._content_type,

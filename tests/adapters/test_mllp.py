@@ -318,7 +318,7 @@ async def test_between_frames_a_sender_may_be_silent_for_ever() -> None:
         assert await peer.codes(1) == [("AA", "MSG2")]
 
 
-@pytest.mark.parametrize("payload", [b"hello", b"", b"\x06", b"<ADT_A01/>", b"PID|1\r", adt() + b"\x1cx"])
+@pytest.mark.parametrize("payload", [b"hello", b"", b"\x06", b"<ADT_A01/>", b"PID|1\r"])
 async def test_what_is_no_hl7_is_told_so_and_counted(payload: bytes) -> None:
     async with talking() as (peer, inbox, host):
         peer.send(framed(payload) + framed(adt("MSG2")))
@@ -327,6 +327,16 @@ async def test_what_is_no_hl7_is_told_so_and_counted(payload: bytes) -> None:
         assert b"200\x5eUnsupported message type^HL70357" in ack
         assert await peer.codes(1) == [("AA", "MSG2")]
     assert host.refusals == [("malformed", "it is no HL7 v2 message in ER7 encoding, MSH first")]
+    assert len(inbox.messages) == 1
+
+
+@pytest.mark.parametrize(("payload", "code"), [(adt() + b"\x1cx", ("AE", "MSG1")), (adt("M\x1cx"), ("AE", ""))])
+async def test_a_message_with_the_end_of_a_frame_inside_is_told_that(payload: bytes, code: tuple[str, str]) -> None:
+    async with talking() as (peer, inbox, host):
+        peer.send(framed(payload) * 2 + framed(adt("MSG2")))
+        assert b"|the message contains the byte 1C, which ends an MLLP frame" in await peer.answer()
+        assert await peer.codes(2) == [code, ("AA", "MSG2")]
+    assert [text[:35] for _, text in host.refusals] == ["the message contains the byte 1C, w"] * 2
     assert len(inbox.messages) == 1
 
 
