@@ -49,6 +49,7 @@ class _Link(asyncio.Protocol):
         self._question: _Question | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._error: PeerError | None = None
+        self._answers = 0
         self._later: deque[bytes] = deque(maxlen=_LATER)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -57,7 +58,10 @@ class _Link(asyncio.Protocol):
         prepare(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(lost(self._who, exc))
+        error = lost(self._who, exc)
+        if self._answers == 1:  # many old receivers want a connection for each message
+            error = PeerError(f"{error} after one answer; if it always does so, set keep_open: false", reconnect=True)
+        self._end(error)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -107,6 +111,7 @@ class _Link(asyncio.Protocol):
             if answer.code[:1] == "C" and question.twice:
                 self._later.append(question.control_id)
             self._settle()
+            self._answers += 1
             question.answered.set_result(Answered(payload, answer))
         elif answer.code != "CA":  # when only AA will do, CA says that it is on its way
             self._end(

@@ -279,7 +279,9 @@ class Sink(Settings):
         duration("5s"), le=300, description="how long to wait for a connection, and for an answer"
     )
     connections: int = Field(1, ge=1, le=256, description="connections at most; more than one keeps no order")
-    keep_open: bool = Field(default=True, description="false: a connection for each message")
+    keep_open: bool = Field(
+        default=True, description="false: a connection for each message, for receivers that close theirs"
+    )
     accepted: tuple[Literal["AA", "CA"], ...] = Field(
         ("AA", "CA"), min_length=1, description="what says delivered; [AA]: in enhanced mode wait for it after the CA"
     )

@@ -256,6 +256,19 @@ async def test_a_link_that_is_lost_while_idle_ends_the_context() -> None:
             await held(Sink(connect=address), FakeHost(), use)
 
 
+async def test_a_receiver_that_closes_after_each_answer_is_told_with_what_to_set() -> None:
+    async with receiving() as (receiver, address):
+
+        async def use(send: Send) -> None:
+            await send(arriving(host, adt()))
+            for writer in receiver.open:
+                writer.close()
+
+        host = FakeHost()
+        with pytest.raises(PeerError, match=r"closed the connection after one answer; .* set keep_open: false"):
+            await held(Sink(connect=address), host, use)
+
+
 async def test_one_lost_connection_of_several_is_made_anew_when_needed() -> None:
     slow = asyncio.Event()
 
