@@ -19,6 +19,10 @@ _MOST_TEXT = 80
 _BLANKS = b"\r\n \t\0"
 
 
+_CONDITIONS = frozenset((b"AL", b"NE", b"ER", b"SU"))
+"""HL7 table 0155. Anything else, such as the two quotes of HL7's null, asks for nothing: it is no wish for silence."""
+
+
 class Header(NamedTuple):
     """The MSH of a message, its fields as bytes: `fields[9]` is MSH-10."""
 
@@ -54,8 +58,8 @@ class Header(NamedTuple):
 
     @property
     def enhanced(self) -> bool:
-        """Whether the sender asks for enhanced mode: it says something in MSH-15 or MSH-16."""
-        return bool(self.field(15).strip() or self.field(16).strip())
+        """Whether the sender asks for enhanced mode: it says a word of HL7 table 0155 in MSH-15 or MSH-16."""
+        return any(self.field(number).strip().upper() in _CONDITIONS for number in (15, 16))
 
     @property
     def codec(self) -> str:

@@ -20,6 +20,9 @@ from tests.adapters.test_mllp import adt, framed, talking
         ("", "AL", ["AA"], ["AE"]),
         ("NE", "NE", [], []),
         ("", "", ["AA"], ["AE"]),
+        ('""', '""', ["AA"], ["AE"]),
+        ("Y", "", ["AA"], ["AE"]),
+        ("Y", "AL", ["AA"], ["AE"]),
     ],
 )
 async def test_enhanced_mode_answers_what_msh_15_and_16_ask(
