@@ -252,7 +252,8 @@ class Dedupe(Settings):
     """Idempotent Consumer: a message that came before, within a window, is acknowledged and goes no further.
 
     What came before is remembered on disk, for a time and up to a number. A message whose `by` is empty can't be
-    compared, and goes on. A message that runs again after a crash, or is replayed, is no duplicate of itself. In a
+    compared, and goes on. A message that runs again after a crash, or is replayed, is no duplicate of itself. One that
+    became a dead letter, or was discarded, has come all the same: replay it, as its sender's next try ends here. In a
     route that stores nothing, a message is remembered once it is delivered; until then the same one is deferred.
     """
 
