@@ -22,6 +22,8 @@ _LINGER_S = 2.0
 """How long a peer that was refused may go on sending before its connection is closed."""
 _WRITE_BUFFER = 256 * 1024
 """Bytes written and not yet taken by the peer; then it is not read until it has read."""
+_NO_RETURN_S = 0.2
+"""How long a frame that has its end is given to go on: a peer may leave 0D out, and wait for its answer."""
 _NOISE = 2
 """Bytes before the first frame that need no word: a line end, or a NUL that asks whether we are there."""
 
@@ -160,6 +162,8 @@ class Link(asyncio.Protocol):
             if begun or self._frame_since_s is None:
                 self._frame_since_s = intake.host.clock.monotonic()
                 intake.watched.add(self)
+            if self.framer.ended:
+                asyncio.get_running_loop().call_later(_NO_RETURN_S, self._take_ended, self.framer.pending)
             return
         if self._frame_since_s is not None:
             self._frame_since_s = None
@@ -169,6 +173,13 @@ class Link(asyncio.Protocol):
             self._framed = True
             text = f"{self.framer.skipped} bytes and no frame among them, expected the framing of this source"
             intake.let_go("unframed", text, self.facts["peer"])
+
+    def _take_ended(self, pending: int) -> None:
+        """Takes a frame that has its end, if nothing came behind it. While we read nothing, that says nothing."""
+        if not self._ending and not self._paused and self.framer.ended and self.framer.pending == pending:
+            payload = self.framer.eof()
+            if payload is not None:
+                self._take(iter((payload,)))
 
     def _take_last(self) -> None:
         """The peer sends no more: takes what the end completes, and closes once all is answered."""

@@ -307,6 +307,13 @@ async def test_a_slow_frame_is_refused_after_its_time() -> None:
         assert await peer.rest() == b""
 
 
+async def test_a_sender_that_leaves_0d_out_is_answered_before_anybody_looks_after_its_link() -> None:
+    async with talking(host=FakeHost(clock=ManualClock())) as (peer, _, _):
+        for name in ("MSG1", "MSG2"):
+            peer.send(framed(adt(name))[:-1])
+            assert await peer.codes(1) == [("AA", name)]
+
+
 async def test_between_frames_a_sender_may_be_silent_for_ever() -> None:
     clock = ManualClock()
     async with talking(host=FakeHost(clock=clock)) as (peer, _, _):
