@@ -166,7 +166,11 @@ class Retention(Settings):
     )
     reserve: Size = Field(
         units.size("512MiB"),
-        description="free disk space below which nothing more is accepted; 5 % of the disk where that is more",
+        description=(
+            "free disk space below which nothing more is accepted; 5 % of the disk where that is more. The journal's "
+            "log comes and goes by 64MiB: with less than 128MiB it can fill the disk itself, and then nothing is "
+            "delivered until there is room"
+        ),
     )
 
 
