@@ -124,7 +124,8 @@ class App:
             route = self.routes.get(name)
             if count and (route is None or route.delivering is None):
                 why = "there is no such route any more" if route is None else "the route stores nothing any more"
-                todo = "put the route back as it was, or discard them"
+                find = f"messages --route {name} --status pending"
+                todo = f"put the route back as it was, or discard each by its id: {find}"
                 log.warning(
                     "pending messages without a route",
                     extra={"route": name, "count": count, "reason": f"{why}; {todo}"},

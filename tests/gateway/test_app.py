@@ -261,7 +261,7 @@ async def test_pending_messages_that_no_route_delivers_are_warned_of(
         assert warned() == []
         desk.write(route("a") + route("c"))
         await app.reload()
-        todo = "put the route back as it was, or discard them"
+        todo = "put the route back as it was, or discard each by its id: messages --route a --status pending"
         assert warned() == [("a", 1, f"the route stores nothing any more; {todo}")]
         desk.write(route("c"))
         await app.reload()
