@@ -8,7 +8,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gateway.whereabouts import heard_at, said_at, where
 def banner(config: Config) -> str:
     """The lines, from the configuration alone. No secret is in them."""
     rows = [
-        (word_of(source), where(source) or "-", f"route {name}")
+        (word_of(source), where(source, partial(config.hidden, name)) or "-", f"route {name}")
         for name, configured in config.routes.items()
         for source in configured.settings.sources
     ]
@@ -46,7 +47,8 @@ def commands(config: Config) -> tuple[str, str]:
         for source in configured.settings.sources:
             if word_of(source) == "http":
                 body, sure = _body(configured.settings, {"params": _params(source)})
-                return _curl(source, body), _look(config, name, sure=sure and "json" in _content_type(source))
+                sure = sure and "json" in _content_type(source)
+                return _curl(source, body, partial(config.hidden, name)), _look(config, name, sure=sure)
     name = next(iter(config.routes))
     body, sure = _body(config.routes[name].settings, {})
     said = shlex.quote(json.dumps(body))
@@ -66,8 +68,8 @@ def shown_path(path: Path) -> str:
     return str(path) if nearby.startswith("..") else nearby
 
 
-def _curl(source: Any, body: Any) -> str:
-    address = where(source).replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - shown only
+def _curl(source: Any, body: Any, hidden: Callable[[str], str]) -> str:
+    address = where(source, hidden).replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104 - shown only
     url = "".join(_filled(part) for part in _parts(address))
     command = ["curl", "-i"]
     if "POST" not in source.methods:

@@ -11,7 +11,17 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.checks import components_of, cross_checks, notes, tls_fault
-from gateway.documents import Complaint, Complaints, Document, complaints_of, did_you_mean, parse, read, subject_of
+from gateway.documents import (
+    Complaint,
+    Complaints,
+    Document,
+    complaints_of,
+    did_you_mean,
+    masked,
+    parse,
+    read,
+    subject_of,
+)
 from gateway.language import File, Gateway, Route, checked_name
 from gateway.path import word_of
 from gateway.registry import BROKEN_CONNECTION, read_component
@@ -45,6 +55,12 @@ class Config:
     """The file as written, for display: with references, never with secrets."""
     notes: tuple[str, ...] = ()
     """What an operator should know of it: where messages can be lost, with file and line."""
+    secrets: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict, repr=False)
+    """By route, the references in it and in the connections, each with its secret."""
+
+    def hidden(self, route: str, text: str) -> str:
+        """A text about a route, for display: with references, never with secrets."""
+        return masked(text, self.secrets.get(route, ()))
 
 
 def load(path: Path) -> Config:
@@ -97,7 +113,9 @@ class _Reading:
             raise Complaints(self._complaints)
         found = [*self._notes, *notes({name: route.settings for name, route in routes.items()})]
         known = tuple(self._note(self._as_written(place), text) for place, text in found)
-        return Config(self._path, gateway, routes, self._connections, self._document.raw, known)
+        shared = self._document.secrets(("connections",))
+        secrets = {name: (*self._document.secrets(("routes", name)), *shared) for name in routes}
+        return Config(self._path, gateway, routes, self._connections, self._document.raw, known, secrets)
 
     def _note(self, place: Loc, text: str) -> str:
         return f"{self._document.place(place)}: {subject_of(place)}: {text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,25 +15,28 @@ _PORTS = {"http": 80, "https": 443}
 _TELLING = ("topic", "topics", "queue", "exchange", "path", "folder", "every", "cron", "name")
 
 
-def where(component: Any) -> str:
-    """Such as `http://127.0.0.1:8081/orders`, `127.0.0.1:9100`, `orders.jsonl`; empty: it is nowhere in particular."""
+def where(component: Any, hidden: Callable[[str], str] = str) -> str:
+    """Such as `http://127.0.0.1:8081/orders`, `127.0.0.1:9100`, `orders.jsonl`; empty: it is nowhere in particular.
+
+    hidden: takes secrets out of what is shown; an address is none.
+    """
     word = word_of(component)
     address = address_of(component)
     if word in ("http", "websocket") and getattr(component, "listen", None) is not None:
         secure = "s" if component.listen.tls is not None else ""
         scheme = ("http" if word == "http" else "ws") + secure
-        return f"{scheme}://{address}{getattr(component, 'path', '')}"
+        return f"{scheme}://{address}{hidden(getattr(component, 'path', ''))}"
     if address is not None:
         return str(address)
     url = getattr(component, "url", None)
     if url is not None:
-        return str(getattr(url, "text", url))
+        return hidden(str(getattr(url, "text", url)))
     connection = getattr(component, "connection", None)
-    at = where(connection) if connection is not None else ""
+    at = where(connection, hidden) if connection is not None else ""
     for name in _TELLING:
         value = getattr(component, name, None)
         if value not in (None, ""):
-            told = _shown(getattr(value, "text", value))
+            told = hidden(_shown(getattr(value, "text", value)))
             return f"{told} at {at}" if at else told
     return at
 
@@ -48,9 +52,9 @@ def address_of(component: Any) -> Address | None:
     return None
 
 
-def label(component: Any) -> str:
-    """The word and where it is: `tcp 127.0.0.1:9100`."""
-    return f"{word_of(component)} {where(component)}".strip()
+def label(component: Any, hidden: Callable[[str], str] = str) -> str:
+    """The word and where it is, as `where` says: `tcp 127.0.0.1:9100`."""
+    return f"{word_of(component)} {where(component, hidden)}".strip()
 
 
 def heard_at(source: Any) -> str | None:

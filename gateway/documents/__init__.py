@@ -10,7 +10,7 @@ from gateway.documents.complaints import (
     shown_value,
     subject_of,
 )
-from gateway.documents.document import Data, Document
+from gateway.documents.document import Data, Document, masked
 from gateway.documents.reading import parse, read
 from gateway.documents.wording import complaints_of
 
@@ -23,6 +23,7 @@ __all__ = [
     "Place",
     "complaints_of",
     "did_you_mean",
+    "masked",
     "parse",
     "read",
     "render",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -117,18 +117,17 @@ class Document:
 
     def without_secrets(self, text: str, loc: Loc) -> str:
         """The text with the reference in place of each secret of the value at this path."""
-        secrets = sorted(set(self._secrets(loc)), key=lambda pair: -len(pair[1]))
+        secrets = self.secrets(loc)
         if not secrets:
             return text
         before, got, _ = text.partition(", got ")
         if got:  # what was got may be cut or escaped, so that no search finds the secret in it
             text = f"{before}, got {self.shown(loc)}"
-        for reference, secret in secrets:
-            for form in {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quoted(secret)[1:-1]} - {""}:
-                # a secret as short as "5" is masked only as a word of its own: else "5s" in a sentence would suffer
-                pattern = re.escape(form) if len(form) >= 6 else rf"(?<!\w){re.escape(form)}(?!\w)"
-                text = re.sub(pattern, reference.replace("\\", r"\\"), text, flags=re.IGNORECASE)
-        return text
+        return masked(text, secrets)
+
+    def secrets(self, loc: Loc) -> tuple[tuple[str, str], ...]:
+        """The references in the value at this path, each with its secret, the longest secret first."""
+        return tuple(sorted(set(self._secrets(loc)), key=lambda pair: -len(pair[1])))
 
     def _at(self, loc: Loc) -> Node | None:
         node: Node | None = self._root
@@ -139,6 +138,16 @@ class Document:
     def _secrets(self, loc: Loc) -> Iterator[tuple[str, str]]:
         node = self._at(loc)
         return node.all_secrets() if node else iter(())
+
+
+def masked(text: str, secrets: Iterable[tuple[str, str]]) -> str:
+    """The text with the reference in place of each of these secrets."""
+    for reference, secret in secrets:
+        for form in {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quoted(secret)[1:-1]} - {""}:
+            # a secret as short as "5" is masked only as a word of its own: else "5s" in a sentence would suffer
+            pattern = re.escape(form) if len(form) >= 6 else rf"(?<!\w){re.escape(form)}(?!\w)"
+            text = re.sub(pattern, reference.replace("\\", r"\\"), text, flags=re.IGNORECASE)
+    return text
 
 
 def _mapping(data: Data) -> dict[str, Any]:

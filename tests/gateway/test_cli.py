@@ -237,6 +237,35 @@ routes:
     assert '-.->|"dead letters"|' in drawn
 
 
+def test_neither_the_graph_nor_the_banner_shows_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gateway.banner import banner
+
+    monkeypatch.setenv("KEY", "hunter2-hunter2")
+    file = tmp_path / "routes.yaml"
+    file.write_text(
+        """\
+version: 1
+routes:
+  hook:
+    from:
+      - http: {listen: "127.0.0.1:8081", path: "/hook/${env:KEY}"}
+      - websocket: {url: "ws://127.0.0.1:9/feed?token=${env:KEY}"}
+    steps:
+      - call: {http: {url: "http://127.0.0.1:9/{{ body.id }}?key=${env:KEY}"}, name: crm}
+    to:
+      http: {url: "http://127.0.0.1:9/?key=${env:KEY}"}
+      when: body.key != '${env:KEY}'
+""",
+        encoding="utf-8",
+    )
+    config = load(file)
+    drawn, said = graph(config), banner(config)
+    assert "hunter2" not in drawn + said
+    assert "http://127.0.0.1:8081/hook/${env:KEY}" in drawn
+    assert "http://127.0.0.1:8081/hook/${env:KEY}" in said
+    assert "ws://127.0.0.1:9/feed?token=${env:KEY}" in said
+
+
 def test_eval_of_an_expression_keeps_its_type(run: Run, tmp_path: Path) -> None:
     (tmp_path / "order.json").write_text('{"items": [{"price": 600.10}, {"price": 500}], "id": "A1"}')
     assert run("eval", "body.items | sum(attribute='price')", "--body", "order.json")[1] == "1100.10\n"
