@@ -11,6 +11,9 @@ from typing import Any, TypeAlias
 
 from gateway.documents.complaints import Complaint, Loc, Place, quoted, shown_value, subject_of
 
+_PIECE = re.compile(r"""'([^'\s]+)'|"(['!"])"|(\w+)\(|^(\w+): """)
+"""What a complaint about an expression may name of it: with a secret not in quotes there, a piece of the secret."""
+
 Scalar: TypeAlias = str | int | float | bool | None
 Data: TypeAlias = dict[str, Any] | list[Any] | Scalar
 
@@ -123,7 +126,15 @@ class Document:
         before, got, _ = text.partition(", got ")
         if got:  # what was got may be cut or escaped, so that no search finds the secret in it
             text = f"{before}, got {self.shown(loc)}"
-        return masked(text, secrets)
+        text = masked(text, secrets)
+        node = self._at(loc)
+        if node is None or not isinstance(node.written, str) or node.written == secrets[0][0]:
+            return text
+        pieces = {piece.lower() for found in _PIECE.findall(text) for piece in found if piece}
+        for reference, secret in secrets:
+            if any(piece in secret.lower() for piece in pieces):
+                return f"it can't be read with {reference} put in; as a text in an expression it needs quotes"
+        return text
 
     def secrets(self, loc: Loc) -> tuple[tuple[str, str], ...]:
         """The references in the value at this path, each with its secret, the longest secret first."""

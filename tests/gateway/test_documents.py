@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from gateway.config import load_text
 from gateway.documents import (
     Complaint,
     Complaints,
@@ -305,6 +307,25 @@ def test_no_complaint_shows_a_secret(secret: str) -> None:
     assert '"x${env:S}"' in shown
     assert f'got "{secret}' not in shown
     assert len(secret) < 6 or (secret not in shown and repr(secret)[1:-1] not in shown)
+
+
+@pytest.mark.parametrize(
+    "secret", ["hunter2-again", "again hunter2", "12hunter2", "a|hunter2", "hunter2.again()", "hunter2(again)"]
+)
+@pytest.mark.parametrize(
+    "expression", ["body.key == ${env:S}", "body.${env:S}", "body | ${env:S}", "${env:S}()", "body.${env:S}()"]
+)
+def test_a_secret_that_lacks_quotes_in_an_expression_is_not_shown_in_pieces(
+    secret: str, expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S", secret)
+    text = f"version: 1\nroutes:\n  a:\n    from: rest\n    steps: [{{filter: '{expression}'}}]\n    to: drop\n"
+    shown = ""
+    try:
+        load_text(text, tmp_path / "routes.yaml")
+    except Complaints as complaints:
+        shown = str(complaints)
+    assert not re.search("again|hunter2", shown)
 
 
 def test_a_complaint_of_a_whole_mapping_shows_no_secret_of_its_inside() -> None:
