@@ -17,6 +17,8 @@ class Framer(Protocol):
 
     skipped: int
     """Bytes so far that belonged to no frame: noise between frames, frames that were garbled."""
+    garbled: int
+    """Frames so far that began and were skipped: their length, checksum or end is wrong."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The payloads that these bytes complete, in order, each as it was sent. Take them all before feeding again.
@@ -78,6 +80,7 @@ class Delimited:
     """Each payload ends with a delimiter, which it can't contain."""
 
     ended = False
+    garbled = 0
 
     def __init__(self, delimiter: bytes, *, max_frame_bytes: int, beside: int = 0) -> None:
         """beside: bytes of a payload that do not count, such as the CR of a line."""
@@ -128,6 +131,7 @@ class Line:
     """Each payload is a line. LF and CR LF both end it; written with `ending`."""
 
     ended = False
+    garbled = 0
 
     def __init__(self, ending: bytes = b"\n", *, max_frame_bytes: int) -> None:
         self._lines = Delimited(b"\n", max_frame_bytes=max_frame_bytes, beside=1)
@@ -161,6 +165,7 @@ class LengthPrefixed:
     """Each payload comes after its length: `width` bytes of a binary number, or of decimal digits."""
 
     ended = False
+    garbled = 0
 
     def __init__(
         self,
@@ -252,6 +257,7 @@ class Enclosed:
 
     def __init__(self, start: bytes = b"\x02", end: bytes = b"\x03", *, max_frame_bytes: int) -> None:
         self.skipped = 0
+        self.garbled = 0
         self._start = start
         self._end = end
         self._max = max_frame_bytes
@@ -288,6 +294,7 @@ class Enclosed:
                 if again - at > self._max:
                     raise too_large(again - at, self._max)
                 self.skipped += again - at + len(self._start)
+                self.garbled += again > at
                 at = again + len(self._start)
             if end < 0:
                 break
@@ -331,6 +338,7 @@ class Fixed:
     """Each payload has the same number of bytes."""
 
     ended = False
+    garbled = 0
 
     def __init__(self, size: int) -> None:
         self.skipped = 0
@@ -364,6 +372,7 @@ class Raw:
     """No framing: each read is one payload (where it is cut is up to the network), or `whole`: all until the end."""
 
     ended = False
+    garbled = 0
 
     def __init__(self, *, whole: bool = False, max_frame_bytes: int) -> None:
         self.skipped = 0

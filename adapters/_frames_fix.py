@@ -27,6 +27,7 @@ class Fix:
 
     def __init__(self, *, max_frame_bytes: int) -> None:
         self.skipped = 0
+        self.garbled = 0
         self._max = max_frame_bytes
         self._buffer = bytearray()
         self._needed = 0
@@ -50,6 +51,7 @@ class Fix:
                 break
             if end < 0 or not _has_trailer(buffer, end):
                 self.skipped += 1
+                self.garbled += 1
                 at += 1
                 continue
             message = bytes(buffer[at:end])
@@ -57,6 +59,7 @@ class Fix:
                 yield message
             else:  # but its end is known: to look within it again would cost a square of its length
                 self.skipped += len(message)
+                self.garbled += 1
             at = end
         del buffer[:at]
 
@@ -110,7 +113,7 @@ class Fix:
         if found != [payload]:
             raise MessageError(
                 f"frame: the body begins {payload[:20]!r} and is not one whole FIX message (8=, 9= its length, …, 10= "
-                "its checksum); format it as fix",
+                "its checksum); make it one in a step, or choose another framing",
                 code="malformed",
             )
         return payload

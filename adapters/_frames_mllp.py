@@ -19,6 +19,8 @@ class Mllp:
     leaves 0D out and waits for its answer needs somebody to act upon.
     """
 
+    garbled = 0
+
     def __init__(self, *, max_frame_bytes: int) -> None:
         self.skipped = 0
         self._max = max_frame_bytes

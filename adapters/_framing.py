@@ -109,7 +109,10 @@ class LengthFraming(Settings):
 
 
 class StxEtxFraming(Settings):
-    """Bodies between a start and an end, which they can't contain; what is outside is skipped."""
+    """Bodies between a start and an end, which they can't contain; what is outside is skipped.
+
+    A body that another start cuts is skipped, too, logged and counted as dropped.
+    """
 
     start: Marker = Field(b"\x02", description="the bytes before each body")
     end: Marker = Field(b"\x03", description="the bytes after each body")
@@ -150,7 +153,7 @@ class MllpFraming(Settings):
 
 
 class FixFraming(Settings):
-    """Whole FIX messages, from `8=` to their checksum; garbled ones are skipped."""
+    """Whole FIX messages, from `8=` to their checksum; garbled ones are skipped, logged and counted as dropped."""
 
     def framer(self, max_frame_bytes: int) -> Framer:
         return Fix(max_frame_bytes=max_frame_bytes)

@@ -59,6 +59,7 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._eof = False
         self._framed = False  # a frame has begun, or that none did was said
+        self._garbled = 0  # frames of which that was said
         self._ending = False  # nothing is taken any more: answer what there is, then close
         self._frame_since_s: float | None = None
         self._stalled_since_s: float | None = None
@@ -157,6 +158,9 @@ class Link(asyncio.Protocol):
             self._break(error, "oversize" if error.code == "too_large" else "malformed")
             return
         self._payloads = None
+        if self.framer.garbled > self._garbled:
+            count, self._garbled = self.framer.garbled - self._garbled, self.framer.garbled
+            intake.let_go("garbled", "frame: its length, checksum or end is wrong", self.facts["peer"], count)
         if self.framer.pending:
             self._framed = True
             if begun or self._frame_since_s is None:

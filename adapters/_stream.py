@@ -166,10 +166,10 @@ class Intake:
         if offer is None or self._workers.waiting or not offer(message, partial(self._told, slot, message)):
             self._workers.put((slot, message))
 
-    def let_go(self, why: str, text: str, peer: str) -> None:
+    def let_go(self, why: str, text: str, peer: str, count: int = 1) -> None:
         """Counts what became no message, as `why`; the log has its text, nothing of a body in it, once a second."""
-        self.host.dropped(1, why)
-        self._let_go += 1
+        self.host.dropped(count, why)
+        self._let_go += count
         self._let_go_why, self._let_go_peer = text, peer
 
     async def _settled(self) -> None:

@@ -160,6 +160,10 @@ async def test_bodies_arrive_as_they_were_sent_and_the_reply_goes_back_as_it_is(
     [
         pytest.param("line", b"hello", "cut", "frame: the connection ended after 5 bytes of a frame", id="no end"),
         pytest.param("mllp", b"MSH|^~\\&|\r", "unframed", "10 bytes and no frame among them", id="no frame"),
+        pytest.param(
+            "fix", FIX + FIX[:-4] + b"000\x01" + FIX, "garbled", "checksum or end is wrong", id="bad checksum"
+        ),
+        pytest.param("stx_etx", b"\x02cut\x02whole\x03", "garbled", "checksum or end is wrong", id="cut by the next"),
         pytest.param("line", b"x" * 2000, "oversize", "expected at most 1024; send less", id="too large"),
         pytest.param({"length": {"digits": 4}}, b"GET / ", "malformed", "not of the framing", id="another protocol"),
     ],
