@@ -100,6 +100,12 @@ class Answer(Settings):
     content_type: str = Field(JSON, pattern=r"^[\x20-\x7e]+$", description="the content type of `body`")
     headers: dict[HeaderName, Template] = Field({}, description="further headers of the answer, by name")
 
+    @model_validator(mode="after")
+    def _says_its_type_once(self) -> Self:
+        if "content-type" in self.headers:
+            raise ValueError("headers: content-type has a setting of its own; write content_type:")
+        return self
+
 
 class Source(Settings):
     """Requests become messages; each is answered once what became of its message is known.
@@ -295,7 +301,8 @@ class Sink(Settings):
 
     400, 409, 413, 415 and 422 refuse the message; every other answer, and none, is tried again where the route
     retries. Sends the content type, the trace context, `Idempotency-Key: <message id>.<target>`, and what `headers`
-    names. Redirects are not followed, and proxies of the environment not used.
+    names, in place of ours where it has one of these. Redirects are not followed, and proxies of the environment not
+    used.
     """
 
     url: UrlTemplate = Field(description="where to send; its scheme and host are constant, values are percent-encoded")
@@ -324,6 +331,8 @@ class Sink(Settings):
             raise ValueError("username and password: expected both or none")
         if self.token is not None and self.username is not None:
             raise ValueError("token: expected either a token or username and password")
+        if "authorization" in self.headers and self._authorization() is not None:
+            raise ValueError("headers: authorization is what token, or username and password, say; write one of them")
         if not _HEADER_VALUE.fullmatch(self._authorization() or ""):
             raise ValueError("token: it holds characters that no header can carry, such as a line end")
         return self
@@ -350,16 +359,20 @@ class Sink(Settings):
         bodiless, head = self.method in ("GET", "HEAD"), self.method == "HEAD"
         constant = target_of(self.url.text, who) if self.url.constant else None
         method, headers, common = self.method.encode(), tuple(self.headers.items()), self._common()
-        files = modified(self.tls)
+        files, own_type = modified(self.tls), "content-type" in self.headers
+
+        def ours(name: str, value: str) -> str:
+            return "" if name in self.headers else f"{name}: {value}\r\n"
 
         async def send(message: Message) -> Message | None:
             target = constant or target_of(self._target(message), who)
-            fields, body = f"idempotency-key: {message.id}{suffix}\r\n", b""
+            fields, body = ours("idempotency-key", f"{message.id}{suffix}"), b""
             if not bodiless:
                 body = message.body
-                fields += f"{_content_type(message.content_type)}content-length: {len(body)}\r\n"
+                fields += "" if own_type else _content_type(message.content_type)
+                fields += f"content-length: {len(body)}\r\n"
             if message.traceparent is not None:
-                fields += f"traceparent: {_sendable('traceparent', message.traceparent)}\r\n"
+                fields += ours("traceparent", _sendable("traceparent", message.traceparent))
             for name, value in headers:
                 fields += f"{name}: {_sendable(name, value.text_of(message))}\r\n"
             request = b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method, target, common, fields.encode(), body)
@@ -386,7 +399,9 @@ class Sink(Settings):
 
     def _common(self) -> bytes:
         """The header lines that all requests have."""
-        lines = b"host: %b\r\naccept: */*\r\nuser-agent: interchange-gateway\r\n" % host_header(self.url.origin)
+        lines = b"host: %b\r\n" % host_header(self.url.origin)
+        lines += b"" if "accept" in self.headers else b"accept: */*\r\n"
+        lines += b"" if "user-agent" in self.headers else b"user-agent: interchange-gateway\r\n"
         authorization = self._authorization()
         return lines if authorization is None else lines + b"authorization: %b\r\n" % authorization.encode()
 

@@ -107,6 +107,23 @@ async def test_a_message_is_a_request() -> None:
         assert reply.causation_id == message.id
 
 
+async def test_a_header_that_the_gateway_sends_and_headers_names_goes_once() -> None:
+    named = {
+        "Accept": "application/json",
+        "User-Agent": "desk",
+        "Content-Type": "application/soap+xml",
+        "Idempotency-Key": "{{ message.id }}",
+        "Traceparent": "none",
+    }
+    message = arriving(FakeHost(), b"<a/>", content_type="application/xml", traceparent=TRACE)
+    async with serving(Server()) as server:
+        await send(None, message, url=f"{server.address}/orders", headers=named)
+        sent = dict(server.requests[0].headers)
+    assert sent.pop("content-length") == "4"
+    assert f"http://{sent.pop('host')}" == server.address
+    assert sent == {name.lower(): value.replace("{{ message.id }}", message.id) for name, value in named.items()}
+
+
 async def test_values_in_the_url_are_encoded() -> None:
     async with serving(Server()) as server:
         message = arriving(FakeHost(), b'{"customer": "a/b?c#d e%41"}')
@@ -475,6 +492,7 @@ async def test_an_answer_can_be_read_as_its_type_says() -> None:
         ({"username": "me"}, "username and password: expected both or none"),
         ({"username": "me", "password": "x", "token": "y"}, "either a token or username and password"),
         ({"token": "a\r\nb"}, "no header can carry"),
+        ({"headers": {"Authorization": "Bearer x"}, "token": "y"}, "write one of them"),
         ({"headers": {"Content-Length": "1"}}, "can't be set"),
         ({"headers": {"X Y": "1"}}, "expected a header name"),
         ({"method": "FETCH"}, "'POST'"),

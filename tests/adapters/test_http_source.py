@@ -304,6 +304,7 @@ async def test_a_source_tells_its_senders() -> None:
         ({"content_types": ["json"]}, "expected a content type without parameters"),
         ({"content_types": ["text/plain; charset=utf-8"]}, "expected a content type without parameters"),
         ({"answer": {"status": 404}}, "less than or equal to 299"),
+        ({"answer": {"headers": {"Content-Type": "text/plain"}}}, "write content_type:"),
         ({"listen": "x"}, "listen"),
     ],
 )
