@@ -18,8 +18,11 @@ Finding = tuple[Loc, str]
 _CHECKS = ("validate", "filter", "parse")
 
 
-def cross_checks(routes: Mapping[str, Route]) -> Iterator[Finding]:
-    """What is wrong, with its place."""
+def cross_checks(routes: Mapping[str, Route], *, all_known: bool = True) -> Iterator[Finding]:
+    """What is wrong, with its place.
+
+    all_known: these are all routes of the file; else nothing is said of what may be in the others.
+    """
     for name, route in routes.items():
         at: Loc = ("routes", name)
         yield from _names(route, at)
@@ -27,7 +30,7 @@ def cross_checks(routes: Mapping[str, Route]) -> Iterator[Finding]:
         yield from _acknowledgement(route, at)
         yield from _dead_letter(route, at)
     yield from _claims(routes)
-    yield from _channels(routes)
+    yield from _channels(routes, all_known=all_known)
 
 
 def notes(routes: Mapping[str, Route]) -> Iterator[Finding]:
@@ -168,7 +171,7 @@ def _listens_at(component: object) -> str | None:
     return f"{listen}" if isinstance(listen, ListenAt) and listen.address.port else None
 
 
-def _channels(routes: Mapping[str, Route]) -> Iterator[Finding]:
+def _channels(routes: Mapping[str, Route], *, all_known: bool) -> Iterator[Finding]:
     readers: dict[str, list[str]] = {}
     for name, route in routes.items():
         for _, source in _sources(route, ()):
@@ -181,7 +184,7 @@ def _channels(routes: Mapping[str, Route]) -> Iterator[Finding]:
                 continue
             channel = getattr(sink, "name", "")
             writers.setdefault(name, []).append((place, channel))
-            if channel not in readers:
+            if channel not in readers and all_known:
                 yield (
                     place,
                     f'nobody reads the channel "{channel}"; give a route from: {{channel: {channel}}}, or use drop',

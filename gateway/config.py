@@ -104,18 +104,21 @@ class _Reading:
         self._read_listeners(data.get("listeners"))
         self._read_connections(data.get("connections"))
         routes = self._read_routes(data.get("routes"), gateway)
-        for place, text in cross_checks({name: route.settings for name, route in routes.items()}):
+        known = {name: route.settings for name, route in routes.items()}
+        written = data.get("routes")
+        all_known = not isinstance(written, dict) or len(known) == len(written)
+        for place, text in cross_checks(known, all_known=all_known):
             self._complain(place, text)
         self._check_certificates(routes)
         if not self._complaints:
             self._check_unused()
         if self._complaints or gateway is None:
             raise Complaints(self._complaints)
-        found = [*self._notes, *notes({name: route.settings for name, route in routes.items()})]
-        known = tuple(self._note(self._as_written(place), text) for place, text in found)
+        found = [*self._notes, *notes(known)]
+        told = tuple(self._note(self._as_written(place), text) for place, text in found)
         shared = self._document.secrets(("connections",))
         secrets = {name: (*self._document.secrets(("routes", name)), *shared) for name in routes}
-        return Config(self._path, gateway, routes, self._connections, self._document.raw, known, secrets)
+        return Config(self._path, gateway, routes, self._connections, self._document.raw, told, secrets)
 
     def _note(self, place: Loc, text: str) -> str:
         return f"{self._document.place(place)}: {subject_of(place)}: {text}"
