@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,7 +69,7 @@ def load(path: Path) -> Config:
     Raises:
         Complaints: all that is wrong with it.
     """
-    return _Reading(read(path), path).config()
+    return _read(lambda: read(path), path)
 
 
 def load_text(text: str, path: Path) -> Config:
@@ -78,7 +78,37 @@ def load_text(text: str, path: Path) -> Config:
     Raises:
         Complaints: all that is wrong with it.
     """
-    return _Reading(parse(text, path), path).config()
+    return _read(lambda: parse(text, path), path)
+
+
+def _read(document: Callable[[], Document], path: Path) -> Config:
+    try:
+        return _Reading(document(), path).config()
+    except Complaints as found:
+        if not isinstance(found.document, Document):
+            raise
+        # A machine that has not all secrets, such as one that only checks, still hears what else is wrong.
+        complaints = [*found.complaints, *_others(found.document, path, [each.subject for each in found.complaints])]
+    raise Complaints(complaints)
+
+
+def _others(document: Document, path: Path, without_value: list[str]) -> list[Complaint]:
+    """What else is wrong with it; not what may only follow from the references that have no value."""
+    try:
+        _Reading(document, path).config()
+    except Complaints as found:
+        return [
+            complaint
+            for complaint in found.complaints
+            if complaint.text.startswith(("a required key", "unknown key"))
+            or not _holds(complaint.subject, without_value)
+        ]
+    return []
+
+
+def _holds(subject: str, others: list[str]) -> bool:
+    """Whether one of the others is this, or stands inside of it."""
+    return any(other.startswith(subject) and other[len(subject) :][:1] in ("", ".", "[") for other in others)
 
 
 class _Listener(Settings):

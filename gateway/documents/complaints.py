@@ -38,13 +38,19 @@ class Complaint:
     """Dotted path such as `routes.orders.to.http.timeout`; empty: the file itself."""
     text: str
     """What was found, what was expected, what to do: lower case, no full stop."""
+    of_reference: bool = False
+    """A reference has no value here: the document can be read all the same."""
 
 
 class Complaints(ConfigError):  # noqa: N818 - what an operator gets is complaints
-    """All that is wrong with a configuration, at once. Its text is the rendering without colors."""
+    """All that is wrong with a configuration, at once. Its text is the rendering without colors.
 
-    def __init__(self, complaints: Iterable[Complaint]) -> None:
+    document: what could be read of it, where nothing but references is wrong.
+    """
+
+    def __init__(self, complaints: Iterable[Complaint], document: object | None = None) -> None:
         self.complaints = list(complaints)
+        self.document = document
         super().__init__(render(self.complaints))
 
 

@@ -199,7 +199,7 @@ class Builder:
             return Node(self._place(index), written, written)
         value, secrets, problems = self._references.put_into(written)
         for problem in problems:
-            self._complain(index, problem, loc)
+            self._complaints.append(Complaint(self._place(index), subject_of(loc), problem, of_reference=True))
         alone = len(secrets) == 1 and secrets[0][0] == written
         return Node(self._place(index), Referenced(value) if alone else value, written, secrets)
 

@@ -41,8 +41,11 @@ def parse(text: str, file: Path, environment: Mapping[str, str] | None = None) -
 
 def _document(roots: list[Node], complaints: list[Complaint]) -> Document:
     root = _merged(roots, complaints) if roots else None
-    if complaints or root is None:
+    if root is None:
         raise Complaints(complaints)
+    if complaints:
+        only_references = all(complaint.of_reference for complaint in complaints)
+        raise Complaints(complaints, Document(root) if only_references else None)
     return Document(root)
 
 
