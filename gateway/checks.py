@@ -18,9 +18,12 @@ Finding = tuple[Loc, str]
 _CHECKS = ("validate", "filter", "parse")
 
 
-def cross_checks(routes: Mapping[str, Route], *, all_known: bool = True) -> Iterator[Finding]:
+def cross_checks(
+    routes: Mapping[str, Route], *, api: Address | None = None, all_known: bool = True
+) -> Iterator[Finding]:
     """What is wrong, with its place.
 
+    api: where the gateway's own API listens.
     all_known: these are all routes of the file; else nothing is said of what may be in the others.
     """
     for name, route in routes.items():
@@ -30,6 +33,7 @@ def cross_checks(routes: Mapping[str, Route], *, all_known: bool = True) -> Iter
         yield from _acknowledgement(route, at)
         yield from _dead_letter(route, at)
     yield from _claims(routes)
+    yield from _addresses(routes, api)
     yield from _channels(routes, all_known=all_known)
 
 
@@ -151,6 +155,33 @@ def _claims(routes: Mapping[str, Route]) -> Iterator[Finding]:
                 taken.setdefault(claim, f"route {name}")
             if address is not None and address not in claims:
                 shared.setdefault(address, f"{word_of(component)} of route {name}")
+
+
+def _addresses(routes: Mapping[str, Route], api: Address | None) -> Iterator[Finding]:
+    """Who listens on all addresses of a port leaves it to nobody else, and the API shares its address with nobody."""
+    taken = {api: "gateway.api"} if api is not None and api.port else {}
+    for name, route in routes.items():
+        at: Loc = ("routes", name)
+        for place, component in (
+            *_sources(route, at),
+            *((where, target.sink) for where, target in _targets(route, at)),
+        ):
+            listen = getattr(component, "listen", None)
+            if not isinstance(listen, ListenAt) or not listen.address.port:
+                continue
+            mine = listen.address
+            for other, owner in taken.items():
+                shared = mine == other and other != api  # of routes that listen on one address: see _claims
+                if mine.port == other.port and not shared and (mine == other or _everywhere(mine, other)):
+                    yield place, f"{mine} is taken by {owner}, which listens on {other}; choose another"
+                    break
+            taken.setdefault(mine, f"route {name}")
+
+
+def _everywhere(*addresses: Address) -> bool:
+    """Whether one of them is all addresses of IPv4, and the others are of IPv4 as well."""
+    hosts = [address.host for address in addresses]
+    return "0.0.0.0" in hosts and not any(":" in host for host in hosts)  # noqa: S104 - compared, never bound
 
 
 def claims_of(component: object) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ class _Reading:
         known = {name: route.settings for name, route in routes.items()}
         written = data.get("routes")
         all_known = not isinstance(written, dict) or len(known) == len(written)
-        for place, text in cross_checks(known, all_known=all_known):
+        for place, text in cross_checks(known, api=gateway.api.listen if gateway else None, all_known=all_known):
             self._complain(place, text)
         self._check_certificates(routes)
         if not self._complaints:
