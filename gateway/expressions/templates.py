@@ -35,6 +35,12 @@ def hole(written: str, node: nodes.Node, compiler: Compiler) -> Hole:
         return Hole(shown(written), compiler(node))
 
 
+def about_the_message(error: MessageError) -> MessageError:
+    """The error, told to the sender in full also where a target's setting finds it: no target refused anything."""
+    error.told = error.told or str(error)
+    return error
+
+
 class Template(Written):
     """Text with `{{ expressions }}`, and `{% for %}`, `{% if %}`, `{% set %}` in text of many lines.
 
@@ -73,19 +79,21 @@ class Template(Written):
         """The value for this message: with its type where the template is exactly one `{{ expression }}`."""
         try:
             return (self._value or self._write)(message, names)
-        except MessageError:
+        except MessageError as error:
+            about_the_message(error)
             raise
         except Exception as error:
-            raise refusal(self._label, error) from error
+            raise about_the_message(refusal(self._label, error)) from error
 
     def text_of(self, message: Message, names: Mapping[str, Any] = NO_NAMES) -> str:
         """The value for this message as text."""
         try:
             written: str = self._write(message, names)
-        except MessageError:
+        except MessageError as error:
+            about_the_message(error)
             raise
         except Exception as error:
-            raise refusal(self._label, error) from error
+            raise about_the_message(refusal(self._label, error)) from error
         return written
 
     def __repr__(self) -> str:

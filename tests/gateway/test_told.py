@@ -239,3 +239,22 @@ async def test_a_real_server_that_refuses_and_a_file_that_is_there_already_stay_
                 problem = json.loads(await by_http(desks))
                 assert problem["detail"] == expected
                 assert (target in desks.full[-1]) or ("there.json" in desks.full[-1])
+
+
+@pytest.mark.parametrize(
+    ("to", "heard"),
+    [
+        ('{http: {url: "http://127.0.0.1:9/{{ body.customer }}"}}', "'customer' is not there; body has id"),
+        ('{http: {url: "http://127.0.0.1:9/", headers: {x-n: "{{ 1 / (body.id - 1) }}"}}}', "it divides by zero"),
+    ],
+)
+@pytest.mark.parametrize("place", ["    to: {}\n", "    steps: [{{call: {}}}]\n    to: drop\n"])
+async def test_a_sender_hears_what_is_wrong_with_its_message_for_a_setting_of_a_target(
+    tmp_path: Path, place: str, to: str, heard: str
+) -> None:
+    yaml = f"version: 1\nroutes:\n  a:\n    from: rest\n    ack: delivered\n{place.format(to)}"
+    async with desk(tmp_path, yaml) as here:
+        answer = await here.post("a", {"id": 1})
+    assert answer.status_code == 422
+    assert heard in answer.text
+    assert "refused it" not in answer.text
