@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -287,9 +287,30 @@ def with_hints(error: ValidationError, word: str, found: type[Settings]) -> Vali
     lines = _lines(error)
     for line in lines:
         place = line.get("loc", ())
-        if line["type"] == "extra_forbidden" and len(place) == 1:
-            line["type"] = _unknown_key(str(place[0]), word, _keys(found))
+        inside = _inside(found, place[:-1]) if line["type"] == "extra_forbidden" else None
+        if inside is not None:
+            line["type"] = _unknown_key(str(place[-1]), str((word, *place)[-2]), _keys(inside))
     return ValidationError.from_exception_data(error.title, lines)
+
+
+def _inside(found: type[Settings], place: tuple[str | int, ...]) -> type[Settings] | None:
+    """The class of the settings at this place in a component; None: there may be several."""
+    for part in place:
+        if part == found.__name__:  # of a union, pydantic names the member
+            continue
+        fields = {field.alias or name: field for name, field in found.model_fields.items()}
+        inner = list(_classes(fields[part].annotation)) if part in fields else []
+        if len(inner) != 1:
+            return None
+        found = inner[0]
+    return found
+
+
+def _classes(annotation: object) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _classes(argument)
 
 
 def _keys(found: type[Settings]) -> list[str]:
