@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 
 from adapters._admission import Admission
@@ -29,6 +30,9 @@ _FAULTS = {
     "HTTP_REQUEST": "the peer does not speak TLS",
     "UNSUPPORTED_PROTOCOL": "the peer has no TLS version in common with us, expected 1.2 or newer",
 }
+_TOLD = 10
+"""Of the peers and reasons of a second, so many have a line of the log each; the others have one together."""
+_OTHERS = ("several", "several")
 _AT_ONCE = 100
 """Connections that are taken before others have their turn."""
 
@@ -46,8 +50,7 @@ class TlsServer:
         self._timeout_s = limits.handshake
         self._admission = Admission(limits, clock)
         self._loop = asyncio.get_running_loop()
-        self._failed = 0  # handshakes since that was last told; the last of them:
-        self._failed_peer = self._failed_why = ""
+        self._failed: Counter[tuple[str, str]] = Counter()  # by peer and reason, since that was last told
         self._shaking: set[asyncio.Task[None]] = set()
         self._again: asyncio.TimerHandle | None = None
         self._telling: asyncio.TimerHandle | None = None
@@ -116,10 +119,10 @@ class TlsServer:
         if self._admission.refused:
             count, self._admission.refused = self._admission.refused, 0
             log.warning("connections refused", extra={"listener": address, "count": count})
-        if self._failed:
-            extra = {"listener": address, "count": self._failed, "peer": self._failed_peer, "reason": self._failed_why}
+        for (peer, why), count in self._failed.items():
+            extra = {"listener": address, "count": count, "peer": peer, "reason": why}
             log.warning("handshakes failed", extra=extra)
-            self._failed = 0
+        self._failed.clear()
 
     async def _shake(self, connection: socket.socket, address: str) -> None:
         try:
@@ -128,8 +131,8 @@ class TlsServer:
             )
         except OSError as error:  # faults of TLS and time-outs are such, too
             if isinstance(error, ssl.SSLError):  # who only went may have asked whether the port is open
-                self._failed += 1
-                self._failed_peer, self._failed_why = address, _why(error)
+                failed = (address, _why(error))
+                self._failed[failed if failed in self._failed or len(self._failed) < _TOLD else _OTHERS] += 1
                 self._tell_soon()
         finally:
             self._admission.leave(address)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -119,6 +120,29 @@ async def test_why_a_client_was_not_let_in_is_in_the_log(
     assert reason in told.reason  # type: ignore[attr-defined]
     assert (told.count, told.peer) == (1, "127.0.0.1")  # type: ignore[attr-defined]
     assert told.listener == f"127.0.0.1:{port}"  # type: ignore[attr-defined]
+
+
+async def test_each_reason_of_a_second_is_told(
+    authority: Authority, good: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_handshakes, "_TELL_S", 0.5)
+    context = ssl.create_default_context(cafile=str(authority.ca))
+
+    def told() -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for record in caplog.records:
+            if record.message == "handshakes failed":
+                counts[record.reason] += record.count  # type: ignore[attr-defined]
+        return counts
+
+    async with secured(good, client_ca=authority.ca) as (port, _):
+        for secure in ({"ssl": context, "server_hostname": "127.0.0.1"}, {}, {}):
+            async with connected(port, **secure) as client:
+                client.say(b"hello\n")
+                with suppress(ssl.SSLError):
+                    await client.rest()
+        await until(lambda: told().total() == 3)
+    assert told() == {"the peer showed no certificate, which client_ca asks for": 1, "the peer does not speak TLS": 2}
 
 
 async def test_a_peer_that_says_that_it_asks_for_a_certificate_is_quoted(authority: Authority, good: Pair) -> None:
