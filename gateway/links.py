@@ -65,17 +65,20 @@ def _cancelled() -> bool:
 
 
 class Waits:
-    """Growing waits between two tries of a link, with jitter: 0.1 s to 30 s, anew once a link was steady."""
+    """Growing waits between two tries of a link, with jitter: 0.1 s to 30 s, anew once a link was steady or of use."""
 
     def __init__(self, clock: Clock, luck: Callable[[], float]) -> None:
         self._clock = clock
         self._luck = luck
         self._failures = 0
         self._began = clock.monotonic()
+        self.of_use = False
+        """Something was sent since the last try began: a peer that ends each link after that may have the next one."""
 
     def began(self) -> None:
         """A try begins."""
         self._began = self._clock.monotonic()
+        self.of_use = False
 
     @property
     def since_s(self) -> float:
@@ -85,9 +88,9 @@ class Waits:
     async def after_failure(self, asked_s: float | None, wanted: asyncio.Event | None = None) -> None:
         """Waits as long as the failures so far ask for, or until the link is `wanted`.
 
-        A steady link that is lost is tried again at once.
+        One that was steady, or of use, is tried again at once.
         """
-        if self._clock.monotonic() - self._began >= STEADY_S:
+        if self.of_use or self._clock.monotonic() - self._began >= STEADY_S:
             self._failures = 0
         else:
             grown = min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**self._failures)
@@ -205,6 +208,7 @@ class Link:
             if self._failures >= FAILURES_DOWN and self._send is send:
                 self._observed.became(self._peer, "up")
             self._failures = 0
+        self._waits.of_use = True
         return reply
 
     def _forgive(self, send: Send) -> None:

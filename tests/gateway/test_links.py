@@ -205,6 +205,20 @@ async def test_waits_begin_anew_once_a_link_was_steady() -> None:
     assert clock.slept == [0.1, 0.2, 0.1]
 
 
+async def test_a_peer_that_ends_its_link_after_each_message_is_asked_again_at_once() -> None:
+    line = Line()
+    async with held(line) as one:
+        for sent in range(1, 4):
+            await one.link.send(MESSAGE)
+            line.lost.set_exception(PeerError("line: closed after one answer"))
+            await settle()
+            assert (line.opened, one.peer.state) == (sent + 1, "up")
+        assert one.clock.slept == []
+        line.lost.set_exception(PeerError("line: reset"))  # this time nothing was sent
+        await settle()
+        assert (one.peer.state, one.clock.sleeping) == ("down", 1)
+
+
 async def test_a_link_that_flaps_is_not_tried_in_a_hot_loop() -> None:
     line = Line()
     async with held(line) as one:
