@@ -64,13 +64,15 @@ class Source(Settings):
     for enhanced mode gets CA, CE or CR as its MSH-15 asks, and then an application acknowledgement as its MSH-16
     asks. With `ack: stored` the first comes at the commit, the second once the message is delivered (AA) or dead (AE),
     within five minutes or not at all; with `ack: delivered` and `ack: reply` both come then. With `ack: reply`
-    an HL7 body that the target answered is the acknowledgement, as it is; another one is AA, or AE or AR by its status.
+    an HL7 body that the target answered is the acknowledgement, as it is; to another one, and to an HTTP status that is
+    no success, it is AA, AE or AR by that status.
 
     `message.type` is MSH-9 such as `ADT^A01`, `message.sender_id` is MSH-10. A frame with several messages is one
     message, acknowledged once, for the first. What has no MSH is answered with AR, and counted.
 
     To senders of version 2.5 and later ERR-3 says what is wrong: 102 (data type error) when the content was refused,
-    200 when it is a kind of message that is not taken, 207 when it is not the message's fault. ERR-8 says why.
+    200 when it is a kind of message that is not taken, 207 when it is not the message's fault. ERR-8 says why. Once
+    `ack: stored` has told that it is safe, the AE of a message that is dead has 102, whatever it died of.
     """
 
     listen: Listen | None = Field(None, description="where to listen, such as 0.0.0.0:2575; TLS by `listeners:`")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gateway.errors import ConfigError
-from gateway.language import Route, Target
+from gateway.language import Gateway, Route, Target
 from gateway.path import Pattern, word_of
 from gateway.patterns import Call, Choose, Split, Tap, Try, When
 from gateway.settings import Address, ClientTls, ListenAt, ServerTls
@@ -15,6 +15,8 @@ from gateway.tls import client_context, server_context
 Loc = tuple[str | int, ...]
 Finding = tuple[Loc, str]
 
+ENOUGH_RESERVE = 128 * 1024**2
+"""What the journal needs of the disk to deliver what it has: its log of up to 64 MiB, and as much to write that back."""
 _CHECKS = ("validate", "filter", "parse")
 
 
@@ -37,8 +39,14 @@ def cross_checks(
     yield from _channels(routes, all_known=all_known)
 
 
-def notes(routes: Mapping[str, Route]) -> Iterator[Finding]:
-    """Where messages can be lost although nothing is wrong: at-most-once sources and targets say so of themselves."""
+def notes(routes: Mapping[str, Route], gateway: Gateway) -> Iterator[Finding]:
+    """Where messages can be lost or stuck although nothing is wrong: at-most-once components say so of themselves."""
+    if gateway.retention.reserve < ENOUGH_RESERVE:
+        yield (
+            ("gateway", "retention", "reserve"),
+            "the journal's own log may fill less than 128MiB, and then nothing is delivered; give it more, "
+            "unless 5 % of the disk are",
+        )
     for name, route in routes.items():
         at: Loc = ("routes", name)
         for place, component in (

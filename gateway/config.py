@@ -144,7 +144,7 @@ class _Reading:
             self._check_unused()
         if self._complaints or gateway is None:
             raise Complaints(self._complaints)
-        found = [*self._notes, *notes(known)]
+        found = [*self._notes, *notes(known, gateway)]
         told = tuple(self._note(self._as_written(place), text) for place, text in found)
         shared = self._document.secrets(("connections",))
         secrets = {name: (*self._document.secrets(("routes", name)), *shared) for name in routes}

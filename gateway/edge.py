@@ -186,7 +186,7 @@ class Edge:
         if settings.priority is not None:
             message.priority = _urgency(settings.priority(message))
         if settings.order_by is not None:
-            message.key = _text(settings.order_by(message))
+            message.key = _lane(settings.order_by(message))
         failpoint("accept.parsed")
 
     async def _stored(self, message: Message, delivering: Delivering) -> None:
@@ -323,5 +323,8 @@ def _too_large(limit: int) -> MessageError:
     return MessageError(f"body: more than {limit} bytes; send less, or raise limits.message", code="too_large")
 
 
-def _text(value: object) -> str:
+def _lane(value: object) -> str | None:
+    """The key of a message. Without a value it keeps no order: else all that have none would wait for each other."""
+    if value is None or value == "":
+        return None
     return value if isinstance(value, str) else str(value)

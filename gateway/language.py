@@ -105,7 +105,9 @@ class Route(Settings):
         description="when the sender is acknowledged: stored, delivered to all targets, or with a target's reply",
     )
     order_by: Expression | None = Field(
-        None, description="messages with the same value keep their order to each target, also across retries"
+        None,
+        description="with `ack: stored`: messages with the same value keep their order to each target, also across "
+        "retries; one whose value is null or empty has none to keep",
     )
     steps: Steps = Field((), description="what happens to the message, in order")
     match: Literal["all", "first"] = Field("all", description="all targets whose `when` holds, or only the first")
@@ -166,11 +168,8 @@ class Retention(Settings):
     )
     reserve: Size = Field(
         units.size("512MiB"),
-        description=(
-            "free disk space below which nothing more is accepted; 5 % of the disk where that is more. The journal's "
-            "log comes and goes by 64MiB: with less than 128MiB it can fill the disk itself, and then nothing is "
-            "delivered until there is room"
-        ),
+        description="free disk space below which nothing more is accepted; 5 % of the disk where that is more. The "
+        "journal's own log may fill less than 128MiB, and then nothing is delivered either",
     )
 
 

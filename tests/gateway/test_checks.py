@@ -208,3 +208,10 @@ def test_what_may_be_lost_is_noted_with_its_place(tmp_path: Path) -> None:
     (note,) = written(tmp_path, f"version: 1\nroutes:\n{routes}").notes
     assert note.startswith(f"{tmp_path / 'routes.yaml'}:4:")
     assert note.endswith("at most once: nobody answers")
+
+
+def test_a_reserve_that_the_log_of_the_journal_may_fill_is_noted(tmp_path: Path) -> None:
+    for reserve, noted in (("127MiB", True), ("128MiB", False)):
+        top = f"version: 1\ngateway: {{retention: {{reserve: {reserve}}}}}\nroutes:\n"
+        told = written(tmp_path, top + route("r", "to: {probe: {}}")).notes
+        assert [": gateway.retention.reserve: the journal's own log" in note for note in told] == [True] * noted

@@ -117,6 +117,17 @@ async def test_only_the_target_that_failed_is_tried_again(tmp_path: Path) -> Non
     assert bench.states() == ["delivered"]
 
 
+@pytest.mark.parametrize("empty", [None, ""])
+async def test_a_message_without_a_value_to_order_by_holds_nobody_back(tmp_path: Path, empty: str | None) -> None:
+    bench = Bench(tmp_path, TWO)
+    async with bench.running() as route:
+        box("a").failing = PeerError("away")
+        await post(route, {"k": empty, "n": 1})
+        box("a").failing = None
+        await post(route, {"k": empty, "n": 2})
+        assert sent("a") == [{"k": empty, "n": 2}]
+
+
 async def test_a_failing_message_holds_back_its_key_and_no_other(tmp_path: Path) -> None:
     bench = Bench(tmp_path, TWO)
     async with bench.running() as route:
