@@ -19,6 +19,7 @@ _NOT_MARKS = bytes(set(range(256)) - set(b"{[:"))
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'{}[]"'))
 _NUMERIC = b"0123456789+-.eE"
 _WHERE = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?")
+_HALF_PAIR = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})(?!\\u[dD][c-fC-F])")
 
 
 class Format(Settings):
@@ -189,7 +190,11 @@ def _refuse(error: Exception, body: bytes, limits: Limits) -> NoReturn:
     text = str(error)
     if "truncated" in text:
         # msgspec also says so of a string that ends in half a surrogate pair
-        text = f"the text ends too early (byte {len(body)})"
+        half = _HALF_PAIR.search(body)
+        if half is not None and half.end() < len(body):
+            text = f"half a surrogate pair, which is no character (byte {half.start(1)})"
+        else:
+            text = f"the text ends too early (byte {len(body)})"
     found_at = _WHERE.fullmatch(text)
     assert found_at is not None
     place = f" {_place(body, int(found_at[2]))}" if found_at[2] else ""
