@@ -30,14 +30,16 @@ def decompressed(body: bytes, encoding: str, limits: Limits) -> bytes:
             raise MessageError(
                 f"body: content-encoding is {other!r}, expected gzip, deflate or none", code="unsupported"
             )
-    most = min(_TIMES * limits.message, limits.decompressed_ratio * len(body))
+    by_ratio = limits.decompressed_ratio * len(body)
+    most = min(_TIMES * limits.message, by_ratio)
     inflater = zlib.decompressobj(bits)
     try:
         found = inflater.decompress(body, most + 1)
     except zlib.error as error:
         raise MessageError(f"body: it is not {encoding}, as its content-encoding says", code="malformed") from error
     if len(found) > most:
-        raise MessageError(f"body: more than {most} bytes once decompressed", code="too_large")
+        limit = f" ({limits.decompressed_ratio} times its size, limits.decompressed_ratio)" if most == by_ratio else ""
+        raise MessageError(f"body: more than {most} bytes once decompressed{limit}", code="too_large")
     if not inflater.eof or inflater.unused_data:
         raise MessageError(f"body: its {encoding} data ends too early or too late", code="malformed")
     return found

@@ -229,6 +229,7 @@ async def test_a_body_may_not_grow_by_more_than_the_ratio() -> None:
         bomb = gzip.compress(b"\0" * 4_000_000)
         response = await one.ask(post(bomb, extra="Content-Encoding: gzip\r\n"))
         assert response.status == 413
+        assert b"(100 times its size, limits.decompressed_ratio)" in response.body
         assert one.inbox.messages == []
 
 
