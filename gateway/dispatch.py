@@ -252,7 +252,8 @@ class Dispatch:
         if message.expires_at_s is not None:
             left_s = message.left_s(self._journal.now())
             if left_s < 0:
-                reason = Reason("expired", "its deadline passed before it was sent", target.name)
+                before = "the target had taken it" if parcel.attempts else "it was sent"
+                reason = Reason("expired", f"its deadline passed before {before}", target.name)
                 await self._done(parcel, "expired", None, reason)
                 return
             message = _by_the_clock(message, clock.time() + left_s)

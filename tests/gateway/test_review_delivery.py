@@ -251,3 +251,6 @@ async def test_what_expires_while_it_waits_for_a_retry_holds_up_its_lane_no_long
         await settle(40)
         assert numbers() == [1, 2]
     assert states(bench) == ["expired", "delivered"]
+    reason = next(iter(bench.journal.records.values())).reason
+    assert reason is not None
+    assert reason.text == "its deadline passed before the target had taken it"
