@@ -188,11 +188,7 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
         return handler(value)
     own = {name for name in found.model_fields if name != field}
     foreign = [key for key in value if key not in own]
-    if len(foreign) > 1:
-        known = [key for key in foreign if key in words(kind)]
-        odd = [key for key in foreign if key not in known] or foreign[1:]
-        raise _wrong((odd[0],), _odd_key(str(odd[0]), kind, known, value, sorted(own)), kind=UNKNOWN)
-    lines: list[InitErrorDetails] = []
+    lines, foreign = _odd_keys(foreign, kind, value, sorted(own))
     rest: dict[str, Any] = {key: value[key] for key in value if key in own}
     if foreign and "name" in own:
         rest.setdefault("name", foreign[0])
@@ -210,10 +206,13 @@ def component_in(found: type[S], field: str, kind: Kind, value: Any, handler: Ca
             InitErrorDetails(type=PydanticCustomError("settings", "{text}", {"text": str(error)}), loc=at, input=None)
         )
     try:
-        return handler(rest)
+        read = handler(rest)
     except ValidationError as error:
         lines += [line for line in _lines(error) if line.get("loc") != (field,) or not lines]
         raise ValidationError.from_exception_data(error.title, lines) from error
+    if lines:
+        raise ValidationError.from_exception_data(found.__name__, lines)
+    return read
 
 
 def _outside(line: InitErrorDetails, own: set[str]) -> InitErrorDetails:
@@ -223,6 +222,27 @@ def _outside(line: InitErrorDetails, own: set[str]) -> InitErrorDetails:
         text = f'unknown key "{place[1]}"; write it beside {place[0]}, not in it'
         return {**line, "type": _complaint(text, UNKNOWN)}
     return line
+
+
+def _odd_keys(
+    foreign: list[Any], kind: Kind, value: dict[Any, Any], own: list[str]
+) -> tuple[list[InitErrorDetails], list[Any]]:
+    """The complaints about keys beside a component that are none of those that may, and what is left: the component.
+
+    Raises:
+        ValidationError: what the component is, or what is in it, nobody can say.
+    """
+    if len(foreign) < 2:
+        return [], foreign
+    known = [key for key in foreign if key in words(kind)]
+    odd = [key for key in foreign if key not in known] or foreign[1:]
+    lines = [
+        InitErrorDetails(type=_complaint(_odd_key(str(key), kind, known, value, own), UNKNOWN), loc=(key,), input=None)
+        for key in odd
+    ]
+    if len(known) != 1 or value[known[0]] is None:
+        raise ValidationError.from_exception_data("settings", lines[:1])
+    return lines, known
 
 
 def _odd_key(odd: str, kind: Kind, known: list[str], value: dict[Any, Any], own: list[str]) -> str:
