@@ -16,7 +16,7 @@ Loc = tuple[str | int, ...]
 Finding = tuple[Loc, str]
 
 ENOUGH_RESERVE = 128 * 1024**2
-"""What the journal needs of the disk to deliver what it has: its log of up to 64 MiB, and as much to write that back."""
+"""What the journal needs of the disk to deliver what it has: its log of up to 64 MiB, and as much to write it."""
 _CHECKS = ("validate", "filter", "parse")
 
 
