@@ -113,7 +113,7 @@ class Fix:
         if found != [payload]:
             raise MessageError(
                 f"frame: the body begins {payload[:20]!r} and is not one whole FIX message (8=, 9= its length, …, 10= "
-                "its checksum); make it one in a step, or choose another framing",
+                "its checksum); add the step format: fix, or choose another framing",
                 code="malformed",
             )
         return payload

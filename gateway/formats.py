@@ -22,6 +22,7 @@ _BY_CONTENT_TYPE = {
     "application/x-msgpack": "msgpack",
     "application/hl7-v2": "hl7",
     "x-application/hl7-v2+er7": "hl7",
+    "application/x-fix": "fix",
 }
 _BY_SUFFIX = {"+json": "json", "+xml": "xml"}
 

@@ -121,6 +121,16 @@ SEEN: dict[str, Seen] = {
             "var/stock.csv": "sku,qty\nX100,25\n",
         },
     ),
+    "format-fix": Seen(
+        ("202", "202"),
+        {
+            "var/orders.jsonl": '{"id":"A1","symbol":"MSFT","quantity":100,"price":"410.25",'
+            '"at":"2026-01-31T09:30:00.123Z","parties":["ACME"]}\n',
+            "var/A2.fix": "8=FIX.4.4\x019=106\x0135=D\x0149=BUYER\x0156=SELLER\x0152=20"
+            "260131-09:30:00.000\x0111=A2\x0155=MSFT\x0154=1\x0138=25\x0140=1\x01453=1\x01448=ACME\x01447=D\x0145"
+            "2=1\x0110=084\x01",
+        },
+    ),
     "format-form": Seen(
         ("200 OK", "Thank you, Anna", "202"),
         {

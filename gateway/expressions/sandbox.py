@@ -150,7 +150,8 @@ def kind(value: Any) -> str:
 def get(value: Any, key: Any, *, label: str, owner: str, path: str) -> Any:
     """The field or element of a value, or a Missing that says what is not there.
 
-    label: the key as it is shown; owner: the text of what `value` is; path: the text of the whole.
+    label: the key as it is shown; owner: the text of what `value` is; path: the text of the whole. A whole number is
+    also the text that it is: keys of JSON are texts, and those of FIX look like numbers.
     """
     if isinstance(value, Missing):
         return value.below(path)
@@ -158,6 +159,8 @@ def get(value: Any, key: Any, *, label: str, owner: str, path: str) -> Any:
         try:
             return value[key]
         except KeyError:
+            if type(key) is int and str(key) in value:
+                return value[str(key)]
             return Missing(path, lambda: f"{label} is not there; {owner} {_names_of(value)}{method_hint(key)}")
         except TypeError:
             return Missing(path, lambda: f"{label} is {kind(key)}, expected text")

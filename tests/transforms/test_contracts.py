@@ -115,6 +115,29 @@ class Csv(Bench):
         return ["text", [{"a": [1]}]]
 
 
+class Fix(Bench):
+    word = "fix"
+    settings = {"groups": {"453": [448, 447]}}
+
+    def trees(self) -> Sequence[Tree]:
+        return [
+            {"8": "FIX.4.4", "35": "D", "49": "A", "55": "MSFT", "453": [{"448": "x", "447": "D"}, {"448": "y"}]},
+            {"8": "FIXT.1.1", "35": "B", "96": "a\x01b", "58": "grüße 🌍", "355": {"base64": "/w=="}},
+        ]
+
+    def malformed(self) -> Sequence[bytes]:
+        return [b"", b"8", b"8=FIX.4.4", b"8=FIX.4.4\x01", b"8=FIX.4.4\x019=5\x0135=D\x0110=000\x01", b"\xff=1\x01"]
+
+    def foreign(self) -> Sequence[Tree]:
+        return [
+            "text",
+            {},
+            {"8": "FIX.4.4"},
+            {"8": "FIX.4.4", "35": "D", "x": 1},
+            {"8": "FIX.4.4", "35": "D", "1": [1]},
+        ]
+
+
 class MsgPack(Bench):
     word = "msgpack"
     limited = True
@@ -143,7 +166,7 @@ class Hl7(Bench):
         return [b"", b"PID|1", b"MSH", b"{}"]
 
 
-BENCHES: list[type[Bench]] = [Json, Xml, Text, Form, Csv, MsgPack, Hl7]
+BENCHES: list[type[Bench]] = [Json, Xml, Text, Form, Csv, Fix, MsgPack, Hl7]
 
 
 def test_no_format_is_left_out() -> None:
