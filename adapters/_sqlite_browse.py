@@ -80,9 +80,9 @@ def browse(connection: apsw.Connection, wanted: Filter, cursor: str | None, limi
 
 
 def _rows(connection: apsw.Connection, wanted: Filter, keys: dict[int, int], limit: int) -> Iterator[Row]:
-    """The rows of these messages (their numbers, and their places in the list) that have the text in them."""
-    if wanted.text is not None:
-        keys = _with_text(connection, wanted.text.lower(), keys)
+    """The rows of these messages (their numbers, and their places in the list) whose envelopes have what is wanted."""
+    if _in_envelope(wanted):
+        keys = _with_envelopes(connection, wanted, keys)
     some = list(keys)[:limit]
     if not some:
         return
@@ -91,20 +91,28 @@ def _rows(connection: apsw.Connection, wanted: Filter, keys: dict[int, int], lim
         yield _row(line, keys[line[0]])
 
 
-def _with_text(connection: apsw.Connection, text: str, keys: dict[int, int]) -> dict[int, int]:
+def _in_envelope(wanted: Filter) -> bool:
+    """Whether something is wanted that only an envelope says."""
+    return wanted.text is not None or wanted.sender_id is not None
+
+
+def _with_envelopes(connection: apsw.Connection, wanted: Filter, keys: dict[int, int]) -> dict[int, int]:
     marks = ",".join("?" * len(keys))
     lines: list[Any] = connection.execute(
         f"SELECT seq, envelope FROM messages WHERE seq IN ({marks})", list(keys)
     ).fetchall()
-    found = {seq for seq, envelope in lines if text in _text_of(envelope)}
+    found = {seq for seq, envelope in lines if _fits(envelope, wanted)}
     return {seq: key for seq, key in keys.items() if seq in found}
 
 
-def _text_of(envelope: bytes) -> str:
+def _fits(envelope: bytes, wanted: Filter) -> bool:
     try:
-        return search_text(message_of(envelope, None))
+        message = message_of(envelope, None)
     except DamagedError:
-        return ""
+        return not wanted.text and wanted.sender_id is None
+    if wanted.sender_id not in (None, message.sender_id):
+        return False
+    return wanted.text is None or wanted.text.lower() in search_text(message)
 
 
 def _row(line: Sequence[Any], key: int) -> Row:
@@ -152,7 +160,7 @@ def _slices(
     connection: apsw.Connection, wanted: Filter, sources: Sequence[Source], first: int, end: int, limit: int
 ) -> Iterator[tuple[dict[int, int], int]]:
     """Messages that may be wanted, newest first: their numbers and places in the list; and what was reached in it."""
-    count = min(SLICE, limit if wanted.text is None else SLICE)
+    count = SLICE if _in_envelope(wanted) else min(SLICE, limit)
     width = WIDTH
     while first < end:
         began_s = time.monotonic()
@@ -186,9 +194,9 @@ def _sources(connection: apsw.Connection, wanted: Filter) -> Iterator[Source]:
     if wanted.correlation_id is not None:
         yield _correlated(wanted, route)
     elif wanted.status is None and wanted.reason is None:
-        yield _statement(wanted, "messages m", "m.seq", "m.received", [("m.route = ?", route), _in_bytes(wanted)])
+        yield _statement(wanted, "messages m", "m.seq", "m.received", [("m.route = ?", route), *_in_bytes(wanted)])
     elif wanted.status == "delivered":
-        where = [("s.state = ?", DELIVERED), ("s.route = ?", route), _in_bytes(wanted)]
+        where = [("s.state = ?", DELIVERED), ("s.route = ?", route), *_in_bytes(wanted)]
         yield _statement(wanted, "states s JOIN messages m USING (seq)", "s.seq", "m.received", where)
     elif wanted.status is None:
         for state in (PENDING, FILTERED, EXPIRED, DEAD, DISCARDED):  # nothing else has a reason
@@ -199,18 +207,26 @@ def _sources(connection: apsw.Connection, wanted: Filter) -> Iterator[Source]:
             yield from _of_stored(connection, wanted, route)
 
 
-def _in_bytes(wanted: Filter) -> tuple[str, Any]:
-    """Most messages have the text nowhere in their bytes, which SQLite sees at once, and without holding up others."""
+def _in_bytes(wanted: Filter) -> list[tuple[str, Any]]:
+    """Most messages have the text or the sender's id nowhere in their bytes, which SQLite sees at once.
+
+    It does so without holding up others.
+    """
     text = wanted.text
     plain = text is not None and text.isascii() and ": " not in text and "\n" not in text
-    return "instr(lower(m.envelope), ?) > 0", text.lower() if plain and text is not None else None
+    sender_id = None if wanted.sender_id is None else wanted.sender_id.encode("utf-8", "replace")
+    return [
+        ("instr(m.envelope, ?) > 0", sender_id),
+        ("instr(lower(m.envelope), ?) > 0", text.lower() if plain and text is not None else None),
+    ]
 
 
 def _of_state(wanted: Filter, route: int | None, state: int) -> Source:
     # the index has all states but delivered, and is used only where that is said
     where: list[tuple[str, Any]] = [("s.state = ? AND s.state <> 2", state), ("s.route = ?", route)]
-    if wanted.text is not None:
-        where.append(("instr(s.search, ?) > 0", wanted.text.lower()))
+    for text in (wanted.text, wanted.sender_id):
+        if text is not None:
+            where.append(("instr(s.search, ?) > 0", text.lower()))
     return _statement(wanted, "states s", "s.seq", "s.received", where)
 
 
@@ -235,7 +251,7 @@ def _of_stored(connection: apsw.Connection, wanted: Filter, route: int | None) -
             ).get
             if urgency is None:
                 break
-            where = [("t.route = ?", number), ("t.urgency = ?", urgency), _in_bytes(wanted)]
+            where = [("t.route = ?", number), ("t.urgency = ?", urgency), *_in_bytes(wanted)]
             yield _statement(wanted, "stored t JOIN messages m USING (seq)", "t.turn", "m.received", where)
 
 

@@ -224,6 +224,7 @@ class Filter(Struct, kw_only=True, frozen=True):
     text: str | None = None
     """Looked for in id, key, subject, type, sender_id, correlation_id and headers, but for `CREDENTIALS`."""
     correlation_id: str | None = None
+    sender_id: str | None = None
 
 
 QUEUED_BYTES = 1 << 20

@@ -372,6 +372,7 @@ def _matches(record: Record, wanted: Filter) -> bool:
         and (wanted.since_s is None or message.time_s >= wanted.since_s)
         and (wanted.until_s is None or message.time_s <= wanted.until_s)
         and wanted.correlation_id in (None, message.correlation_id)
+        and wanted.sender_id in (None, message.sender_id)
         and (wanted.text is None or any(wanted.text.lower() in text.lower() for text in texts if text))
     )
 

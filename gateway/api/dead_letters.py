@@ -27,7 +27,7 @@ CHUNK = 256
 MOST = 100_000
 """How many one call handles at most; `more` in its answer says that there are others: call again."""
 RATE = "1000/s"
-FILTERS = ("route", "reason", "since", "until", "q", "correlation_id")
+FILTERS = ("route", "reason", "since", "until", "q", "correlation_id", "sender_id")
 
 
 class Bulk(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,6 +39,7 @@ class Bulk(msgspec.Struct, forbid_unknown_fields=True):
     until: str | None = None
     q: str | None = None
     correlation_id: str | None = None
+    sender_id: str | None = None
     rate: str = RATE
     all: bool = False
 
@@ -146,6 +147,7 @@ class _Bulk:
             until_s=until_s,
             text=wanted.q,
             correlation_id=wanted.correlation_id,
+            sender_id=wanted.sender_id,
         )
         try:
             self._rate = rate(wanted.rate)

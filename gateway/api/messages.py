@@ -53,6 +53,7 @@ async def listed(
     until: str | None = None,
     q: str | None = None,
     correlation_id: str | None = None,
+    sender_id: str | None = None,
     cursor: str | None = None,
     limit: int = 50,
 ) -> Response:
@@ -60,7 +61,7 @@ async def listed(
 
     A page whose search takes long ends early, with fewer messages or none, and `next`.
     """
-    only(request, "route", "status", "reason", "since", "until", "q", "correlation_id", "cursor", "limit")
+    only(request, "route", "status", "reason", "since", "until", "q", "correlation_id", "sender_id", "cursor", "limit")
     one_of("status", status, STATUSES)
     one_of("reason", reason, REASONS)
     if not 1 <= limit <= MOST:
@@ -74,6 +75,7 @@ async def listed(
         until_s=moment("until", until, clock),
         text=q,
         correlation_id=correlation_id,
+        sender_id=sender_id,
     )
     try:
         page = await control.services.journal.browse(wanted, cursor, limit)
@@ -95,7 +97,7 @@ async def found(control: Control, message_id: str) -> Detail:
             404,
             "unknown_message",
             "there is no message with this id; it was never stored here, or retention removed it; "
-            "a sender's own id, such as MSH-10, is found by q",
+            "a sender's own id, such as MSH-10, is found by sender_id",
         )
     return detail
 

@@ -16,6 +16,7 @@ from gateway.commands.operating import (
     LimitOption,
     ReasonOption,
     RouteOption,
+    SenderOption,
     SinceOption,
     TextOption,
     UntilOption,
@@ -46,6 +47,7 @@ def list_(
     until: UntilOption = None,
     q: TextOption = None,
     correlation_id: CorrelationOption = None,
+    sender_id: SenderOption = None,
     limit: LimitOption = 50,
     cursor: CursorOption = None,
     config: ConfigOption = ROUTES,
@@ -54,7 +56,7 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List dead letters, newest first, each with its reason."""
-    query = {"status": "dead", **_wanted(route, reason, since, until, q, correlation_id)}
+    query = {"status": "dead", **_wanted(route, reason, since, until, q, correlation_id, sender_id)}
     say_messages(connected(config, url, token_file), query, limit, cursor, as_json=as_json)
 
 
@@ -86,6 +88,7 @@ def replay(
     until: UntilOption = None,
     q: TextOption = None,
     correlation_id: CorrelationOption = None,
+    sender_id: SenderOption = None,
     everything: AllOption = False,
     rate: RateOption = None,
     config: ConfigOption = ROUTES,
@@ -94,7 +97,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Send dead letters again: these ids, or all that match the filters."""
-    wanted = _wanted(route, reason, since, until, q, correlation_id)
+    wanted = _wanted(route, reason, since, until, q, correlation_id, sender_id)
     _check_choice(ids, wanted, everything=everything)
     for option, given in (("--body", body), ("--content-type", content_type)):
         if given is not None and len(ids or []) != 1:
@@ -122,6 +125,7 @@ def discard(
     until: UntilOption = None,
     q: TextOption = None,
     correlation_id: CorrelationOption = None,
+    sender_id: SenderOption = None,
     everything: AllOption = False,
     rate: RateOption = None,
     config: ConfigOption = ROUTES,
@@ -130,7 +134,7 @@ def discard(
     as_json: JsonOption = False,
 ) -> None:
     """Discard dead letters: these ids, or all that match the filters. They are kept until retention removes them."""
-    wanted = _wanted(route, reason, since, until, q, correlation_id)
+    wanted = _wanted(route, reason, since, until, q, correlation_id, sender_id)
     _check_choice(ids, wanted, everything=everything)
     api = connected(config, url, token_file)
     if not ids:
@@ -149,9 +153,10 @@ def _wanted(
     until: str | None,
     q: str | None,
     correlation_id: str | None,
+    sender_id: str | None,
 ) -> dict[str, str | None]:
     given = {"route": route, "reason": reason, "since": since, "until": until, "q": q}
-    return given | {"correlation_id": correlation_id}
+    return given | {"correlation_id": correlation_id, "sender_id": sender_id}
 
 
 def _check_choice(ids: list[str] | None, wanted: dict[str, Any], *, everything: bool) -> None:

@@ -24,6 +24,9 @@ TextOption = Annotated[
     typer.Option("--q", help="Only with this text in id, sender's or correlation id, key, subject, type or headers."),
 ]
 CorrelationOption = Annotated[str | None, typer.Option("--correlation-id", help="Only of this conversation.")]
+SenderOption = Annotated[
+    str | None, typer.Option("--sender-id", help="Only with this id of the sender's own, such as MSH-10.")
+]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=500, help="How many, at most.")]
 CursorOption = Annotated[str | None, typer.Option("--cursor", help="Where the page before this one ended.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The id of the message.")]
@@ -84,6 +87,7 @@ def messages(
     until: UntilOption = None,
     q: TextOption = None,
     correlation_id: CorrelationOption = None,
+    sender_id: SenderOption = None,
     limit: LimitOption = 50,
     cursor: CursorOption = None,
     config: ConfigOption = ROUTES,
@@ -93,7 +97,7 @@ def messages(
 ) -> None:
     """List stored messages, newest first."""
     query = {"route": route, "status": status, "reason": reason, "since": since, "until": until, "q": q}
-    query |= {"correlation_id": correlation_id}
+    query |= {"correlation_id": correlation_id, "sender_id": sender_id}
     say_messages(connected(config, url, token_file), query, limit, cursor, as_json=as_json)
 
 

@@ -117,6 +117,36 @@ async def test_text_is_found_in_everything_people_look_for(journal: Journal, sta
         assert await listed(journal, status=status, text=text) == []
 
 
+@pytest.mark.parametrize("status", [None, "pending", "delivered", "dead", "discarded"])
+async def test_a_senders_id_is_found_exactly_and_only_as_such(journal: Journal, status: Any) -> None:
+    ids = ("4711", "47110", "msg4711", None, "", "Größe Σ", "größe σ")
+    many = {id_: message(subject=str(id_), sender_id=id_, correlation_id="all") for id_ in ids}
+    elsewhere = message("4711", subject="elsewhere", key="4711", type="4711", correlation_id="4711")
+    await keep(journal, *many.values(), elsewhere)
+    for one in (*many.values(), elsewhere):
+        if status in ("delivered", "dead"):
+            await journal.advance("r", [Finished(one.id, status)])
+    if status == "discarded":
+        await journal.discard([one.id for one in (*many.values(), elsewhere)], "me")
+    for id_ in ("4711", "msg4711", "", "Größe Σ"):
+        assert await listed(journal, status=status, sender_id=id_) == [id_]
+        assert await listed(journal, status=status, sender_id=id_, correlation_id="all") == [id_]
+        assert await listed(journal, status=status, sender_id=id_, text=id_) == [id_]
+    assert await listed(journal, status=status, sender_id="4711", text="all") == ["4711"]
+    assert await listed(journal, status=status, sender_id="4711", text="nowhere") == []
+    assert await listed(journal, status=status, sender_id="4711", route="other") == []
+    assert await listed(journal, status=status, sender_id="MSG4711") == []
+
+
+async def test_a_senders_id_is_found_over_all_pages(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browsing, "SLICE", 50)
+    many = [message(subject=str(n), sender_id=str(n % 1000)) for n in range(5000)]
+    assert all(await asyncio.gather(*(append(journal, "r", one) for one in many)))
+    for limit in (1, 2, 500):
+        assert await listed(journal, limit, sender_id="7") == ["4007", "3007", "2007", "1007", "7"]
+        assert await listed(journal, limit, status="pending", sender_id="7") == ["4007", "3007", "2007", "1007", "7"]
+
+
 async def test_times_are_found_over_many_messages(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(browsing, "SLICE", 50)
     for start in (0, 5000):
@@ -212,7 +242,7 @@ async def test_a_message_is_found_while_somebody_searches(journal: Journal, monk
         found.wait(20)
         return {}
 
-    monkeypatch.setattr(browsing, "_with_text", slow)
+    monkeypatch.setattr(browsing, "_with_envelopes", slow)
     search = asyncio.ensure_future(journal.browse(Filter(text="x"), None, 10))
     await until(searching.is_set)
     assert await journal.find(one.id) is not None

@@ -189,7 +189,7 @@ def test_an_unknown_route_is_told_with_the_right_name(ask: Asked) -> None:
 def test_an_unknown_message_is_told(ask: Asked) -> None:
     ask("show", "a b?c#d", ends=1)
     assert ask.told.startswith("there is no message with this id")
-    assert "a sender's own id, such as MSH-10, is found by q" in ask.told
+    assert "a sender's own id, such as MSH-10, is found by sender_id" in ask.told
 
 
 def test_a_list_has_pages(ask: Asked) -> None:
@@ -329,6 +329,20 @@ def test_dead_letters_of_one_conversation_are_found_and_handled_together(ask: As
     assert [row["id"] for row in ask.json("dead", "list", *chosen)["messages"]] == [ours]
     assert ask("dead", "replay", *chosen) == "replayed 1\n"
     ask("dead", "discard", "--correlation-id", "other")
+    assert ask.json("show", other)["status"] == "discarded"
+    assert ask.json("show", ours)["status"] in ("pending", "delivered")
+
+
+def test_messages_are_found_and_handled_by_their_senders_own_id(ask: Asked) -> None:
+    with closed(ask):
+        ours, other = (
+            ask.sent('{"id": "D"}', "--idempotency-key", key, ends=1) for key in ("sender-4711", "sender-47110")
+        )
+    chosen = ("--sender-id", "sender-4711")
+    assert [row["id"] for row in ask.json("messages", *chosen)["messages"]] == [ours]
+    assert [row["id"] for row in ask.json("dead", "list", *chosen)["messages"]] == [ours]
+    assert ask("dead", "replay", *chosen) == "replayed 1\n"
+    assert ask("dead", "discard", "--sender-id", "sender-47110") == "discarded 1\n"
     assert ask.json("show", other)["status"] == "discarded"
     assert ask.json("show", ours)["status"] in ("pending", "delivered")
 

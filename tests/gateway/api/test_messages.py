@@ -58,6 +58,16 @@ async def test_a_list_is_filtered_by_all_that_is_asked(tmp_path: Path) -> None:
             assert [row["id"] for row in rows] == expected, query
 
 
+async def test_a_message_is_found_by_its_senders_own_id_alone(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        wanted = (await here.post("orders", {"id": 1}, **{"idempotency-key": "4711"})).json()["id"]
+        await here.post("orders", {"id": 2}, **{"idempotency-key": "47110"})
+        await here.post("orders", {"id": 3}, **{"x-shop": "4711"})
+        assert len((await here.get("/messages", q="4711"))["messages"]) >= 3
+        rows = (await here.get("/messages", sender_id="4711"))["messages"]
+        assert [(row["id"], row["sender_id"]) for row in rows] == [(wanted, "4711")]
+
+
 async def test_a_page_may_be_empty_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk(tmp_path) as here:
         dead = [await dead_one(here, {"id": n}) for n in range(3)]
@@ -349,6 +359,7 @@ async def test_dead_letters_of_routes_that_are_gone_stay_and_are_counted(tmp_pat
         {"reason": "refusd"},
         {"q": ""},
         {"route": "orders", "correlation_id": ""},
+        {"sender_id": ""},
     ],
 )
 async def test_a_wrong_bulk_is_refused_and_changes_nothing(tmp_path: Path, body: dict[str, Any]) -> None:
@@ -367,6 +378,17 @@ async def test_a_bulk_discard_takes_what_matches_and_no_other(tmp_path: Path) ->
         answer = await here.client.post("/api/v1/dead-letters/discard", json={"q": "x-shop: nord"})
         assert answer.json()["discarded"] == 1
         assert (state(here, first), state(here, second)) == ("discarded", "dead")
+
+
+async def test_a_bulk_takes_the_dead_letters_of_one_senders_id(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        first, second, third = [await dead_one(here, {"id": n}, **{"idempotency-key": f"{n}7"}) for n in (1, 2, 11)]
+        answer = await here.client.post("/api/v1/dead-letters/discard", json={"sender_id": "17"})
+        assert answer.json()["discarded"] == 1
+        answer = await here.client.post("/api/v1/dead-letters/replay", json={"sender_id": "27"})
+        assert answer.json()["replayed"] == 1
+        await until(lambda: state(here, second) == "delivered")
+        assert (state(here, first), state(here, third)) == ("discarded", "dead")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"rate": "9/s"}', b'{"all": false}'])
