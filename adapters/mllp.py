@@ -67,8 +67,9 @@ class Source(Settings):
     an HL7 body that the target answered is the acknowledgement, as it is; to another one, and to an HTTP status that is
     no success, it is AA, AE or AR by that status.
 
-    `message.type` is MSH-9 such as `ADT^A01`, `message.sender_id` is MSH-10. A frame with several messages is one
-    message, acknowledged once, for the first. What has no MSH is answered with AR, and counted.
+    `message.type` is MSH-9 such as `ADT^A01`, `message.sender_id` is MSH-10, also of what REST hands to the route. A
+    frame with several messages is one message, acknowledged once, for the first. What has no MSH is answered with AR,
+    and counted.
 
     To senders of version 2.5 and later ERR-3 says what is wrong: 102 (data type error) when the content was refused,
     200 when it is a kind of message that is not taken, 207 when it is not the message's fault. ERR-8 says why. Once
@@ -113,6 +114,14 @@ class Source(Settings):
         assert self.connect is not None
         await intake.connect(self.connect, self.tls, ready, timeout_s=self.timeout, who=f"mllp {self.connect}")
 
+    def named(self, body: bytes) -> tuple[str, str | None] | None:
+        header = read_header(body)
+        return None if header is None else _names(header)
+
+
+def _names(header: Header) -> tuple[str, str | None]:
+    return header.type or "mllp.message", header.control_id or None
+
 
 class _Frames(Mllp):
     """MLLP frames that can show the beginning of one that has not ended."""
@@ -151,12 +160,9 @@ class _Talk:
             self._host.refused("malformed", text, link.facts["peer"])
             said = _Said(self._codes.refused, text, Fault.DATA)
             return self._written(None if b"\x1c" in b"".join(header.fields) else header, new_id(), said)
+        type_, sender_id = _names(header)
         message = Message(
-            raw=payload,
-            content_type=self._content_type,
-            type=header.type or "mllp.message",
-            sender_id=header.control_id or None,
-            transport=link.facts,
+            raw=payload, content_type=self._content_type, type=type_, sender_id=sender_id, transport=link.facts
         )
         self._headers[message.id] = header
         return message

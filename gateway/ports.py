@@ -165,6 +165,18 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Names(Protocol):
+    """A `Source` that reads in the body what a message is. Optional.
+
+    The engine asks it where a message comes into its route in another way: by REST, or replayed edited.
+    """
+
+    def named(self, body: bytes) -> tuple[str, str | None] | None:
+        """The type and the sender's id that the source gives to a message with this body; None: it is none for it."""
+        ...
+
+
+@runtime_checkable
 class Sink(Protocol):
     """Where messages go (`to`, `call`, `tap`). What exists only while connected is local to `open`."""
 

@@ -11,7 +11,9 @@ from gateway.edge import Door, Edge
 from gateway.failpoints import failpoint
 from gateway.host import EngineHost, Services
 from gateway.links import keep_running
+from gateway.message import Message
 from gateway.path import word_of
+from gateway.ports import Names
 from gateway.target import Inside
 
 log = logging.getLogger("gateway.route")
@@ -54,6 +56,25 @@ class Route:
     def delivering(self) -> Delivering | None:
         """What takes stored messages on; None: the route stores nothing."""
         return self._edge.delivering
+
+    def named(self, message: Message, before: Message | None = None) -> Message:
+        """A message that no source took, with the type and the sender's id that a source reads in its body.
+
+        Those that its sender gave it stay. before: what it was, from which it still has a type and a sender's id.
+        """
+        names = self._names(message)
+        if names is None:
+            return message
+        type_, sender_id = names
+        type_before, id_before = (before and self._names(before)) or ("", None)
+        return message.replace(
+            type=type_ if message.type in ("", type_before) else message.type,
+            sender_id=sender_id if message.sender_id in (None, id_before) else message.sender_id,
+        )
+
+    def _names(self, message: Message) -> tuple[str, str | None] | None:
+        read = (one.named(message.body) for one in self.configured.settings.sources if isinstance(one, Names))
+        return next((names for names in read if names is not None), None)
 
     async def start(self) -> None:
         """`listen`, then `open`: for a route alone."""

@@ -133,7 +133,7 @@ def message_of(request: Request, body: bytes, route: Route, caller: Caller) -> M
         "scheme": request.url.scheme,
     }
     message.principal = Principal(caller.name)
-    return message
+    return route.named(message)
 
 
 def headers_of(request: Request) -> Mapping[str, str]:

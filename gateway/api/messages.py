@@ -269,6 +269,9 @@ async def _replay_edited(control: Control, route: Route, detail: Detail, wanted:
     message = old.with_body(edited, wanted.content_type).replace(
         id=new_id(), causation_id=old.id, time_s=control.services.clock.time(), key=None, expires_at_s=None
     )
+    if message.type == TYPE:  # it is ours, and nobody's word
+        message.type = ""
+    message = route.named(message, old)
     if CUT in old.transport:
         message.transport = {name: value for name, value in old.transport.items() if name != CUT}
     outcome = await route.take(message, answers=True, type_=TYPE)

@@ -125,6 +125,20 @@ async def test_a_message_is_delivered_and_acknowledged() -> None:
     )
 
 
+@pytest.mark.parametrize("body", [adt(), adt(" 7 "), adt("").replace(b"ADT^A01^ADT_A01", b""), b"BHS|\r" + adt()])
+async def test_a_body_is_named_as_the_source_names_a_message_that_it_takes(body: bytes) -> None:
+    async with talking() as (peer, inbox, _):
+        peer.send(framed(body))
+        await peer.answer()
+    message = inbox.messages[0]
+    assert Source(listen=ListenAt(free())).named(body) == (message.type, message.sender_id)
+
+
+@pytest.mark.parametrize("body", [b"", b"PID|1\r", b"MSH", b'{"id": 1}'])
+def test_a_body_without_a_header_has_no_name(body: bytes) -> None:
+    assert Source(listen=ListenAt(free())).named(body) is None
+
+
 def outcomes(message: Message) -> Outcome:
     code = message.sender_id or ""
     if code == "deferred":
