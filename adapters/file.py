@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import mimetypes
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,7 +45,7 @@ class Source(Settings):
     A file is read when it did not change for `settle`; names that begin with a dot or end in `.part` or `.tmp` are
     left alone, so that who writes may rename when it is complete. Files go in the order of their names. One that is
     written anew before it could move stays, and becomes a message of its own. One that can't be read stays, too: the
-    others go on, and the source is down with its name.
+    others go on, and the source is down with its name. A symbolic link stays, and is logged once.
     """
 
     folder: Folder = Field(description="the folder to watch; made if it is missing")
@@ -53,6 +55,11 @@ class Source(Settings):
     done: Folder | None = Field(None, description="where files go that were accepted; default: `done` in the folder")
     failed: Folder | None = Field(None, description="where files go that were refused; default: `failed` in the folder")
     content_type: str | None = Field(None, description="what the files are; default: by the name's ending, else JSON")
+    follow_links: bool = Field(
+        default=False,
+        description="whether symbolic links are followed: who may put one into the folder then has any file sent "
+        "that the gateway may read",
+    )
 
     @property
     def answers(self) -> bool:
@@ -71,14 +78,16 @@ class Source(Settings):
             PeerError: the folder can't be read or written.
         """
         seen: dict[Path, tuple[Stamp, float]] = {}
+        links: set[Path] = set()
         try:
             await _to_its_end(asyncio.to_thread(self._make_folders))
             ready()
             while True:
                 unread: OSError | None = None
+                await asyncio.to_thread(self._tell_links, links, host)
                 for path, stamp in await asyncio.to_thread(self._settled, seen, host.clock.monotonic()):
                     try:
-                        body = await asyncio.to_thread(_read, path, stamp, host.limits.message + 1)
+                        body = await asyncio.to_thread(self._read, path, stamp, host.limits.message + 1)
                     except OSError as error:  # it must not stand in the way of those behind it
                         unread = unread or error
                         continue
@@ -103,12 +112,26 @@ class Source(Settings):
     def _failed(self) -> Path:
         return self.failed or self.folder / "failed"
 
+    def _candidates(self) -> list[Path]:
+        """What is there under a name that is taken, in the order of names."""
+        found = sorted(self.folder.glob(self.pattern))
+        return [path for path in found if not path.name.startswith(".") and path.suffix not in {".part", ".tmp"}]
+
+    def _tell_links(self, told: set[Path], host: Host) -> None:
+        """Logs symbolic links that are left alone, each once. told: those of which that was said."""
+        links = set() if self.follow_links else {path for path in self._candidates() if path.is_symlink()}
+        for path in sorted(links - told):
+            extra = {"route": host.route, "file": path.name, "reason": "follow_links is false"}
+            log.warning("symbolic link left alone", extra=extra)
+        told.intersection_update(links)
+        told.update(links)
+
     def _settled(self, seen: dict[Path, tuple[Stamp, float]], now_s: float) -> list[tuple[Path, Stamp]]:
         """Files that have not changed for long enough. seen: what they were, and since when, by path."""
         settled = []
         there = set()
-        for path in sorted(self.folder.glob(self.pattern)):
-            if path.name.startswith(".") or path.suffix in {".part", ".tmp"} or not path.is_file():
+        for path in self._candidates():
+            if not path.is_file() or (path.is_symlink() and not self.follow_links):
                 continue
             stamp = stamp_of(path)
             if stamp is None:
@@ -123,6 +146,24 @@ class Source(Settings):
         for gone in set(seen) - there:
             del seen[gone]
         return settled
+
+    def _read(self, path: Path, stamp: Stamp, most: int) -> bytes | None:
+        """What is in a file; None: it is not the one that was looked at any more, or changed while it was read.
+
+        Raises:
+            OSError: it can't be read; with its name.
+        """
+        try:
+            with open(path, "rb", opener=None if self.follow_links else _open_no_link) as file:
+                body = file.read(most)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP and not self.follow_links:  # it has become a link since it was looked at
+                return None
+            error.filename = str(path)  # a failed read does not say it
+            raise
+        return body if stamp_of(path) == stamp else None
 
     async def _take(self, path: Path, stamp: Stamp, body: bytes, host: Host, deliver: Deliver) -> bool:
         """Whether the file was taken; not when it has changed since it was read: then it has to settle anew."""
@@ -161,6 +202,10 @@ class Source(Settings):
                 await host.clock.sleep(self.every)
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))  # Windows has none
+
+
 async def _to_its_end(moving: Coroutine[Any, Any, T]) -> T:
     """Waits also when cancelled: a thread goes on, and who comes next must find the folder as it stays."""
     task = asyncio.ensure_future(moving)
@@ -169,23 +214,6 @@ async def _to_its_end(moving: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
-
-
-def _read(path: Path, stamp: Stamp, most: int) -> bytes | None:
-    """What is in a file; None: it is not the one that was looked at any more, or changed while it was read.
-
-    Raises:
-        OSError: it can't be read; with its name.
-    """
-    try:
-        with path.open("rb") as file:
-            body = file.read(most)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        error.filename = str(path)  # a failed read does not say it
-        raise
-    return body if stamp_of(path) == stamp else None
 
 
 class Sink(Settings):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from adapters import file
-from adapters._folders import Stamp, move_into
+from adapters._folders import Stamp, move_into, stamp_of
 from gateway import Accepted, Deferred, Limits, Message, MessageError, Outcome, PeerError, Refused
 from gateway.testing import FakeHost, Inbox, ManualClock, arriving, running, settle, until
 
@@ -51,11 +51,40 @@ async def test_a_file_that_can_not_be_read_is_named_and_does_not_stand_in_the_wa
     inbox = Inbox(host)
     (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # a file that nobody may read the beginning of
     (tmp_path / "b.txt").write_bytes(b"good")
-    async with running(source(tmp_path, settle="0s"), inbox, host) as task:
+    async with running(source(tmp_path, settle="0s", follow_links=True), inbox, host) as task:
         with pytest.raises(PeerError, match=r"^file a\.txt: Input/output error; may this process read"):
             await task
     assert [message.body for message in inbox.messages] == [b"good"]
     assert (tmp_path / "a.txt").is_symlink()
+
+
+async def test_a_symbolic_link_is_not_followed_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = FakeHost(clock=ManualClock())
+    inbox = Inbox(host)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "secret.txt").write_bytes(b"secret")
+    (folder / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "b.txt").write_bytes(b"good")
+    async with running(source(folder, settle="0s"), inbox, host):
+        await tick(host, 3)
+        await inbox.wait(1)
+    assert [message.body for message in inbox.messages] == [b"good"]
+    assert (folder / "a.txt").is_symlink()
+    assert [record.__dict__["file"] for record in caplog.records if record.message == "symbolic link left alone"] == [
+        "a.txt"
+    ]
+
+
+async def test_a_file_that_becomes_a_link_while_it_is_read_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_bytes(b"secret")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "secret.txt")
+    stamp = stamp_of(tmp_path / "a.txt")
+    assert stamp is not None
+    assert source(tmp_path)._read(tmp_path / "a.txt", stamp, 100) is None
+    assert source(tmp_path, follow_links=True)._read(tmp_path / "a.txt", stamp, 100) == b"secret"
 
 
 async def test_a_file_that_still_grows_is_left_alone(tmp_path: Path) -> None:

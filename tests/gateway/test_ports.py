@@ -32,7 +32,23 @@ if TYPE_CHECKING:
         websocket,
     )
     from gateway.host import EngineHost
-    from transforms import csv, filter, form, format, hl7, json, map, msgpack, parse, set, template, text, validate, xml
+    from transforms import (
+        csv,
+        filter,
+        fix,
+        form,
+        format,
+        hl7,
+        json,
+        map,
+        msgpack,
+        parse,
+        set,
+        template,
+        text,
+        validate,
+        xml,
+    )
 
     # mypy checks each of these assignments: a class that does not fit its port is an error of types.
     SOURCES: list[type[Source]] = [
@@ -67,6 +83,7 @@ if TYPE_CHECKING:
     ]
     FORMATS: list[type[Format]] = [
         csv.Format,
+        fix.Format,
         form.Format,
         hl7.Format,
         json.Format,
