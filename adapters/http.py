@@ -281,7 +281,7 @@ def _defer(request: Request, outcome: Deferred) -> None:
         request.answer(502, problem(502, "answerless", "who was to reply gave no answer"), PROBLEM)
     else:
         wait_s = max(1, math.ceil(outcome.wait_s))
-        detail = f"not now, nothing was taken; try again in {wait_s} s"
+        detail = f"not taken now; try again in {wait_s} s"
         request.answer(503, problem(503, "busy", detail), PROBLEM + b"retry-after: %d\r\n" % wait_s)
 
 

@@ -93,7 +93,7 @@ def deferral(outcome: Deferred) -> Problem:
     if outcome.answerless:
         return Problem(502, "answerless", "who was to reply gave no answer")
     wait_s = max(1, math.ceil(outcome.wait_s))
-    return Problem(503, "busy", f"not now, nothing was taken; try again in {wait_s} s", retry_after_s=wait_s)
+    return Problem(503, "busy", f"not taken now; try again in {wait_s} s", retry_after_s=wait_s)
 
 
 def add_handlers(app: FastAPI) -> None:
