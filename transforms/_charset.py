@@ -14,9 +14,13 @@ from gateway import MessageError
 
 def _known(name: str) -> str:
     try:
-        return codecs.lookup(name).name
+        found = codecs.lookup(name)
     except LookupError:
-        raise ValueError(f'no charset is called "{name}"; expected one such as utf-8, iso-8859-1 or cp1252') from None
+        found = None
+    # base64 and its like are codecs too, but none of text
+    if found is None or not found._is_text_encoding:
+        raise ValueError(f'no charset is called "{name}"; expected one such as utf-8, iso-8859-1 or cp1252')
+    return found.name
 
 
 Charset = Annotated[str, AfterValidator(_known)]

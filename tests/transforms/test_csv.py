@@ -102,7 +102,9 @@ def test_what_a_table_can_not_carry_is_refused(tree: Any, text: str) -> None:
     assert str(refused.value) == text
 
 
-@pytest.mark.parametrize("settings", [{"delimiter": "\n"}, {"quote": "''"}, {"header": ()}, {"header": ("a", "a")}])
+@pytest.mark.parametrize(
+    "settings", [{"delimiter": "\n"}, {"quote": "''"}, {"header": ()}, {"header": ("a", "a")}, {"charset": "base64"}]
+)
 def test_settings_that_can_not_work_are_refused_at_load(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Format(**settings)
