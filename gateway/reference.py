@@ -189,11 +189,15 @@ class Reference:
                 name in required,
             )
             inner = self._inner(setting)
-            if deep and inner is not None and prefix.count(".") < 2:
-                yield from self._rows(inner, f"{prefix}{name}.")
+            several = "[]" if setting.get("type") == "array" else ""
+            within_another = several and "[]" in prefix  # it is described where its class stands first
+            if deep and inner is not None and prefix.count(".") < 2 and not within_another:
+                yield from self._rows(inner, f"{prefix}{name}{several}.")
 
     def _inner(self, setting: Schema) -> Schema | None:
-        """The settings below this one, if it has exactly one kind of them and they are no component."""
+        """The settings below this one, or of each of its list, if they are of exactly one kind and no component."""
+        if setting.get("type") == "array":
+            setting = setting.get("items", {})
         forms = [form for form in self._forms(setting) if "properties" in form and "maxProperties" not in form]
         return forms[0] if len(forms) == 1 else None
 
