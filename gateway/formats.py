@@ -24,6 +24,8 @@ _BY_CONTENT_TYPE = {
     "x-application/hl7-v2+er7": "hl7",
     "application/x-fix": "fix",
 }
+# What says too little to be read by: the format has settings that it needs.
+_BY_STEP = {"application/x-fixed-width": "fixed_width: {fields: …}"}
 _BY_SUFFIX = {"+json": "json", "+xml": "xml"}
 
 
@@ -45,6 +47,12 @@ class _Formats:
     def _find(self, content_type: str) -> Format:
         media_type = content_type.partition(";")[0].strip().lower()
         word = _BY_CONTENT_TYPE.get(media_type) or _BY_SUFFIX.get(media_type[media_type.rfind("+") :])
+        if media_type in _BY_STEP:
+            raise MessageError(
+                f"body: {media_type} does not say what it holds; read it with the step "
+                f"parse: {{{_BY_STEP[media_type]}}}, and write it with format:",
+                code="unsupported",
+            )
         if word is None:
             raise MessageError(
                 f"body: no format reads {content_type!r}; known are {', '.join(sorted(_BY_CONTENT_TYPE))}; "

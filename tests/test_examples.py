@@ -131,6 +131,14 @@ SEEN: dict[str, Seen] = {
             "2=1\x0110=084\x01",
         },
     ),
+    "format-fixed_width": Seen(
+        ("202", "202"),
+        {
+            "var/payments.jsonl": '{"account":"CH93007622","amount":123.45,"currency":"CHF"}\n'
+            '{"account":"CH56048351","amount":-7.00,"currency":"EUR"}\n',
+            "var/payments.txt": "CH93007622000012345CHF\nCH56048351-00000700EUR\n",
+        },
+    ),
     "format-form": Seen(
         ("200 OK", "Thank you, Anna", "202"),
         {

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         csv,
         filter,
         fix,
+        fixed_width,
         form,
         format,
         hl7,
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     FORMATS: list[type[Format]] = [
         csv.Format,
         fix.Format,
+        fixed_width.Format,
         form.Format,
         hl7.Format,
         json.Format,

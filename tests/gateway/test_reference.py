@@ -47,6 +47,13 @@ def test_a_page_shows_type_default_bounds_and_description() -> None:
     assert "| `methods` | list of `GET` `HEAD`" in page
 
 
+def test_a_page_shows_what_each_entry_of_a_list_may_hold() -> None:
+    page = REFERENCE.page("fixed_width")
+    assert "| `fields[].width` | whole number, 1 to 32760 |  | characters, once decoded" in page
+    assert "| `records[].fields` | list of settings |  | its fields, in order; see `fields` of the format |" in page
+    assert "records[].fields[]" not in page
+
+
 def test_a_page_of_a_component_with_a_connection_says_where_its_settings_are() -> None:
     page = REFERENCE.page("mqtt")
     assert "Without `connection`, the settings of mqtt as a connection may stand here." in page

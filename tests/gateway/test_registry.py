@@ -33,7 +33,7 @@ def told(error: pytest.ExceptionInfo[ValidationError]) -> list[tuple[str, str]]:
         ("Source", {"http", "mqtt", "tcp", "mllp", "file", "timer", "channel", "memory", "rest", "udp", "amqp"}),
         ("Sink", {"http", "mqtt", "tcp", "mllp", "file", "channel", "memory", "log", "drop", "udp", "amqp"}),
         ("Connection", {"mqtt", "amqp", "mqtt_broker"}),
-        ("Format", {"json", "xml", "text", "form", "csv", "msgpack", "hl7"}),
+        ("Format", {"json", "xml", "text", "form", "csv", "msgpack", "hl7", "fixed_width"}),
         ("Step", {"parse", "format", "map", "set", "filter", "validate", "template"}),
     ],
 )
@@ -242,6 +242,20 @@ def test_a_content_type_that_no_format_reads_is_refused_as_unsupported(content_t
     with pytest.raises(MessageError, match=f"^body: no format reads {content_type!r}; known are application/") as error:
         formats_with(Limits()).parse(b"", content_type)
     assert error.value.code == "unsupported"
+
+
+def test_a_content_type_whose_format_needs_settings_names_the_step_that_has_them() -> None:
+    formats = formats_with(Limits())
+    text = (
+        "body: application/x-fixed-width does not say what it holds; read it with the step "
+        "parse: {fixed_width: {fields: …}}, and write it with format:"
+    )
+    with pytest.raises(MessageError) as unread:
+        formats.parse(b"", "Application/X-Fixed-Width; charset=cp037")
+    with pytest.raises(MessageError) as unwritten:
+        formats.format([], "application/x-fixed-width")
+    for error in (unread, unwritten):
+        assert (error.value.code, str(error.value)) == ("unsupported", text)
 
 
 def test_formats_keep_to_the_limits_that_they_were_given() -> None:

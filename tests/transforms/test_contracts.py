@@ -138,6 +138,41 @@ class Fix(Bench):
         ]
 
 
+class FixedWidth(Bench):
+    word = "fixed_width"
+    settings = {
+        "records": [
+            {"name": "header", "fields": [{"constant": "H"}, {"name": "date", "width": 8}, {"width": 2}]},
+            {
+                "name": "payment",
+                "fields": [
+                    {"constant": "D"},
+                    {"name": "payer", "width": 6},
+                    {"name": "amount", "width": 9, "type": "number", "decimals": 2},
+                    {"name": "count", "width": 3, "type": "number", "pad": " ", "sign": "trailing_minus"},
+                ],
+            },
+        ]
+    }
+
+    def trees(self) -> Sequence[Tree]:
+        return [
+            [],
+            [
+                {"record": "header", "date": "20260131"},
+                {"record": "payment", "payer": "Grüße", "amount": Decimal("-123.45"), "count": -7},
+                {"record": "payment", "payer": "🌍", "amount": Decimal("0.10"), "count": 12},
+                {"record": "payment", "payer": "", "amount": None, "count": None},
+            ],
+        ]
+
+    def malformed(self) -> Sequence[bytes]:
+        return [b"X", b"Dpayer 0000", b"H20260131   ", b"Dpayer 00000001x", b"H\xff"]
+
+    def foreign(self) -> Sequence[Tree]:
+        return ["text", ["text"], [{"record": "x"}], [{"record": "header", "date": "2026-01-31"}]]
+
+
 class MsgPack(Bench):
     word = "msgpack"
     limited = True
@@ -166,7 +201,7 @@ class Hl7(Bench):
         return [b"", b"PID|1", b"MSH", b"{}"]
 
 
-BENCHES: list[type[Bench]] = [Json, Xml, Text, Form, Csv, Fix, MsgPack, Hl7]
+BENCHES: list[type[Bench]] = [Json, Xml, Text, Form, Csv, FixedWidth, Fix, MsgPack, Hl7]
 
 
 def test_no_format_is_left_out() -> None:
