@@ -316,9 +316,7 @@ def with_hints(error: ValidationError, word: str, found: type[Settings]) -> Vali
 def _inside(found: type[Settings], place: tuple[str | int, ...]) -> type[Settings] | None:
     """The class of the settings at this place in a component; None: there may be several."""
     for part in place:
-        if part == found.__name__ or isinstance(
-            part, int
-        ):  # of a union, pydantic names the member; of a list, its place
+        if isinstance(part, int) or part == found.__name__:  # the place in a list, or which one of a union
             continue
         fields = {field.alias or name: field for name, field in found.model_fields.items()}
         inner = list(_classes(fields[part].annotation)) if part in fields else []
