@@ -42,6 +42,7 @@ class Exchange(asyncio.Protocol):
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._made_at_s = 0.0
         self._skipped = 0  # when the last request was written
+        self._answered = False
 
     async def ask(self, data: bytes, *, timeout_s: float) -> bytes:
         """Writes a framed request and returns the payload of the reply. Only when free.
@@ -107,7 +108,7 @@ class Exchange(asyncio.Protocol):
             # In TLS 1.3 a client hears after its handshake, if at all, that its certificate was asked for.
             text = "the peer closed the connection right after the handshake; does it ask for a client certificate?"
             self.end(PeerError(f"{self._who}: {text}", reconnect=True))
-        self.end(lost(self._who, exc))
+        self.end(PeerError(str(lost(self._who, exc)), reconnect=True, answered=self._answered))
         self.resume_writing()
         if not self._gone.done():
             self._gone.set_result(None)
@@ -153,6 +154,7 @@ class Exchange(asyncio.Protocol):
             self._unasked(len(payload))
             return
         self._reply = None
+        self._answered = True
         if self._timer is not None:
             self._timer.cancel()
         if not reply.done():  # cancelled: nobody wants it any more
@@ -178,7 +180,13 @@ class Exchange(asyncio.Protocol):
 
 def _again(error: PeerError) -> PeerError:
     """The same error for one more caller: a traceback belongs to one raise."""
-    return PeerError(str(error), reconnect=error.reconnect, wait_s=error.wait_s, too_late=error.too_late)
+    return PeerError(
+        str(error),
+        reconnect=error.reconnect,
+        wait_s=error.wait_s,
+        too_late=error.too_late,
+        answered=error.answered,
+    )
 
 
 class Exchanges:

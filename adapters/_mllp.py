@@ -59,8 +59,9 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         error = lost(self._who, exc)
-        if self._answers == 1:  # many old receivers want a connection for each message
-            error = PeerError(f"{error} after one answer; if it always does so, set keep_open: false", reconnect=True)
+        # Many old receivers want a connection for each message.
+        habit = " after one answer; if it always does so, set keep_open: false" if self._answers == 1 else ""
+        error = PeerError(f"{error}{habit}", reconnect=True, answered=self._answers > 0)
         self._end(error)
 
     def data_received(self, data: bytes) -> None:
@@ -211,7 +212,9 @@ class Links:
         try:
             return await asyncio.shield(question.answered)
         except PeerError as error:
-            raise PeerError(str(error), reconnect=not self._links, too_late=error.too_late) from error
+            raise PeerError(
+                str(error), reconnect=not self._links, too_late=error.too_late, answered=error.answered
+            ) from error
 
     def close(self) -> None:
         """Closes all; who still waits for an answer gets a PeerError."""
@@ -273,6 +276,6 @@ async def linked(links: Links, *, keep: bool) -> AsyncIterator[Links]:
     except TimeoutError as error:
         if not scope.expired() or not why:
             raise
-        raise PeerError(str(why[0]), reconnect=True) from error
+        raise PeerError(str(why[0]), reconnect=True, answered=why[0].answered) from error
     finally:
         links.close()

@@ -66,6 +66,7 @@ class PeerError(GatewayError):
     wait_s: how long the peer itself asked to be left alone (HTTP `Retry-After`), in seconds; None: it did not say.
     too_late: there was no answer within the time allowed, and the peer may have acted (HTTP 504 rather than 502).
     reply: the Message that the peer answered with all the same (HTTP 500 and its body).
+    answered: the peer ended the link after it had answered on it, as it may do each time: a new one is made at once.
     told: what the sender hears in place of the text, which names the peer; the engine fills it in for a target's.
     """
 
@@ -77,6 +78,7 @@ class PeerError(GatewayError):
         wait_s: float | None = None,
         too_late: bool = False,
         reply: object | None = None,
+        answered: bool = False,
         told: str | None = None,
     ) -> None:
         super().__init__(text)
@@ -84,6 +86,7 @@ class PeerError(GatewayError):
         self.wait_s = wait_s
         self.too_late = too_late
         self.reply = reply
+        self.answered = answered
         self.told = told
 
     @property

@@ -65,37 +65,34 @@ def _cancelled() -> bool:
 
 
 class Waits:
-    """Growing waits between two tries of a link, with jitter: 0.1 s to 30 s, anew once a link was steady or of use."""
+    """Growing waits between two tries of a link, with jitter: 0.1 s to 30 s, anew once a link was steady."""
 
     def __init__(self, clock: Clock, luck: Callable[[], float]) -> None:
         self._clock = clock
         self._luck = luck
         self._failures = 0
         self._began = clock.monotonic()
-        self.of_use = False
-        """Something was sent since the last try began: a peer that ends each link after that may have the next one."""
 
     def began(self) -> None:
         """A try begins."""
         self._began = self._clock.monotonic()
-        self.of_use = False
 
     @property
     def since_s(self) -> float:
         """Seconds since the last try began."""
         return self._clock.monotonic() - self._began
 
-    async def after_failure(self, asked_s: float | None, wanted: asyncio.Event | None = None) -> None:
+    async def after_failure(self, error: PeerError, wanted: asyncio.Event | None = None) -> None:
         """Waits as long as the failures so far ask for, or until the link is `wanted`.
 
-        One that was steady, or of use, is tried again at once.
+        A steady link that is lost is tried again at once, and one that its peer ended after an answer.
         """
-        if self.of_use or self._clock.monotonic() - self._began >= STEADY_S:
+        if error.answered or self._clock.monotonic() - self._began >= STEADY_S:
             self._failures = 0
         else:
             grown = min(MAX_WAIT_S, FIRST_WAIT_S * 2.0**self._failures)
             self._failures = min(self._failures + 1, 20)
-            wait_s = max(grown * (0.5 + 0.5 * self._luck()), min(asked_s or 0.0, MAX_WAIT_S))
+            wait_s = max(grown * (0.5 + 0.5 * self._luck()), min(error.wait_s or 0.0, MAX_WAIT_S))
             if wanted is None:
                 await self._clock.sleep(wait_s)
             else:
@@ -140,7 +137,7 @@ class Link:
                 self._down = str(error)
                 self._opened.set()  # who waits for the link to open hears that it did not
                 self._wanted.clear()
-                await self._waits.after_failure(error.wait_s, self._wanted)
+                await self._waits.after_failure(error, self._wanted)
                 self._opened.clear()
                 self._down = None
         finally:
@@ -208,7 +205,6 @@ class Link:
             if self._failures >= FAILURES_DOWN and self._send is send:
                 self._observed.became(self._peer, "up")
             self._failures = 0
-        self._waits.of_use = True
         return reply
 
     def _forgive(self, send: Send) -> None:
@@ -295,7 +291,7 @@ async def keep_running(
         _go_on_unless_cancelled()
         observed.became(peer, "down", str(error))
         tried()
-        await waits.after_failure(error.wait_s)
+        await waits.after_failure(error)
 
 
 class _Entry(Generic[T]):

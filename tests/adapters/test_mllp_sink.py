@@ -265,8 +265,9 @@ async def test_a_receiver_that_closes_after_each_answer_is_told_with_what_to_set
                 writer.close()
 
         host = FakeHost()
-        with pytest.raises(PeerError, match=r"closed the connection after one answer; .* set keep_open: false"):
+        with pytest.raises(PeerError, match=r"closed the connection after one answer; .* set keep_open: false") as lost:
             await held(Sink(connect=address), host, use)
+        assert (lost.value.reconnect, lost.value.answered) == (True, True)
 
 
 async def test_one_lost_connection_of_several_is_made_anew_when_needed() -> None:

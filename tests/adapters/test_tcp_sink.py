@@ -213,7 +213,19 @@ async def test_a_peer_that_closes_while_idle_is_noticed_at_once() -> None:
     async with server(closing) as port:
         error = await ending(replying(port), FakeHost())
         assert str(error) == f"tcp 127.0.0.1:{port}: the peer closed the connection"
-        assert error.reconnect
+        assert (error.reconnect, error.answered) == (True, False)
+
+
+async def test_a_peer_that_closes_after_its_reply_is_told_from_one_that_is_away() -> None:
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"OK\n")
+        writer.close()
+
+    async with server(one) as port:
+        host = FakeHost()
+        error = await ending(replying(port), host, lambda send: send(arriving(host, b"order")))
+        assert (error.reconnect, error.answered) == (True, True)
 
 
 async def test_a_peer_that_closes_instead_of_replying_fails_that_send_and_those_that_wait() -> None:

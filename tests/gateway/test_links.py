@@ -16,6 +16,7 @@ from gateway.observe import Observed, Peer
 from gateway.testing import FakeHost, Inbox, ManualClock, settle
 
 MESSAGE = Message(raw=b"x")
+AWAY = PeerError("line: away")
 
 
 class Line:
@@ -198,23 +199,23 @@ async def test_waits_begin_anew_once_a_link_was_steady() -> None:
     for held_s in (0.0, 4.9, 5.0, 0.0):
         waits.began()
         await clock.advance(held_s)
-        waiting = asyncio.create_task(waits.after_failure(None))
+        waiting = asyncio.create_task(waits.after_failure(AWAY))
         await settle()
         await clock.advance(60)
         await waiting
     assert clock.slept == [0.1, 0.2, 0.1]
 
 
-async def test_a_peer_that_ends_its_link_after_each_message_is_asked_again_at_once() -> None:
+async def test_a_peer_that_ends_its_link_after_each_answer_is_asked_again_at_once() -> None:
     line = Line()
     async with held(line) as one:
         for sent in range(1, 4):
             await one.link.send(MESSAGE)
-            line.lost.set_exception(PeerError("line: closed after one answer"))
+            line.lost.set_exception(PeerError("line: closed after one answer", answered=True))
             await settle()
             assert (line.opened, one.peer.state) == (sent + 1, "up")
         assert one.clock.slept == []
-        line.lost.set_exception(PeerError("line: reset"))  # this time nothing was sent
+        line.lost.set_exception(PeerError("line: reset"))
         await settle()
         assert (one.peer.state, one.clock.sleeping) == ("down", 1)
 
