@@ -37,8 +37,11 @@ def guessed(route: Route) -> Any:
 
 
 def passes(route: Route, body: Any, transport: Mapping[str, Any]) -> bool:
-    """Whether checks, steps and the condition of a target surely let this body through; patterns are not tried."""
-    if any(isinstance(step, Pattern) for step in (*route.accept, *route.steps)):
+    """Whether checks, steps and the condition of a target surely let this body through.
+
+    Patterns are not tried, nor is a step that does more than to change the message: this one is made up.
+    """
+    if any(isinstance(step, Pattern) or getattr(step, "acts", False) for step in (*route.accept, *route.steps)):
         return False
     message = Message(
         raw=json.dumps(body).encode(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import select
 import threading
 from collections import deque
@@ -20,11 +21,16 @@ MAX_WAITING = 10_000
 FLUSH_S = 1.0
 """How long the end of the process waits for the lines that are left."""
 
+_UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON does not escape, and yet moves a terminal's cursor, ends a line, or turns the order of what is read."""
 _ORDINARY = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, event, then the fields given as `extra`."""
+    """One JSON object a line: time, level, logger, event, then the fields given as `extra`.
+
+    Texts of peers stay in their fields, and no control character of theirs comes out as one.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
@@ -37,7 +43,11 @@ class JsonLines(logging.Formatter):
         line.update((name, value) for name, value in record.__dict__.items() if name not in _ORDINARY)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        return _UNSEEN.sub(_escaped, msgspec.json.encode(line, enc_hook=str).decode())
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 class LinesHandler(logging.Handler):

@@ -215,7 +215,12 @@ class Format(Protocol):
 
 @runtime_checkable
 class Step(Protocol):
-    """One step of a route: pure and synchronous. What waits, branches or remembers is a pattern."""
+    """One step of a route: pure and synchronous. What waits, branches or remembers is a pattern.
+
+    One that does more than to change the message says so. `acts: ClassVar[bool] = True`: it is run for messages that
+    came, never to try something out. `pure: ClassVar[bool] = False`: it may not give the same again, so what came of
+    it is stored before it is sent.
+    """
 
     def __call__(self, message: Message, /) -> Message | None:
         """The message as it goes on; None: filtered, it goes no further and counts as handled.

@@ -118,10 +118,12 @@ class Reference:
         """The page with everything."""
         adapters = [word for word, kinds in self.words.items() if {"Source", "Sink"} & {*kinds}]
         formats = [word for word, kinds in self.words.items() if "Format" in kinds]
-        steps = [word for word, kinds in self.words.items() if "Step" in kinds]
+        steps = [word for word, kinds in self.words.items() if "Step" in kinds and word not in adapters]
         parts = [_HEAD, "## routes.yaml\n", *self._parts()]
         for title, words in (("Sources and sinks", adapters), ("Formats", formats), ("Steps and patterns", steps)):
             parts += [f"## {title}\n", *(self.page(word, level=3, examples=False) for word in words)]
+        both = ", ".join(f"`{word}`" for word in adapters if "Step" in self.words[word])
+        parts += [f"Also a step, and described among the sinks: {both}.\n"] if both else []
         parts += ["## Settings that are a choice\n", *(self.page(name, level=3) for name in sorted(self.choices))]
         return "\n".join(parts)
 
@@ -156,6 +158,9 @@ class Reference:
         if nameless is not None:
             said = found.model_fields[nameless].description
             return [*lines, f"Its value, `{word}: …`: {said} ({self._type(shape)})", ""]
+        short = getattr(found, "short", None)
+        if short is not None:
+            lines += [f"`{word}: …` is short for `{word}: {{{short}: …}}`.", ""]
         forms = [form for form in shape.get("anyOf", []) if "properties" in form]
         if forms:
             sinks = components("Sink")

@@ -92,6 +92,8 @@ def read_component(
 ) -> Settings:
     """The component that a YAML value names: `word`, `{word: settings}`, or `{word: value}` where it is nameless.
 
+    One that has a `short` is written both ways: a value that is no mapping is the setting of that name.
+
     context: the `Loading` that its fields may need. more: words of the language itself, such as the patterns.
 
     Raises:
@@ -108,6 +110,8 @@ def read_component(
             raise ValueError(str(error)) from error
         raise _wrong((word,), str(error), kind=UNKNOWN) from error
     nameless = getattr(found, "nameless", None)
+    if nameless is None and given is not None and given is not _BARE and not isinstance(given, dict):
+        nameless = getattr(found, "short", None)
     if nameless is not None:
         if given is _BARE:
             raise _wrong((), f"{word} needs a value: write {word}: …; gateway doc {word} shows which")

@@ -181,7 +181,9 @@ class _Language:
             return {**value, "description": _doc(found) + f"\n\nIts value: {value.get('description', '')}"}
         if "connection" in found.model_fields:
             return self._with_connection(word, found)
-        return self._defs[self._names[found]]
+        own = self._defs[self._names[found]]
+        short = getattr(found, "short", None)
+        return own if short is None else {"anyOf": [own["properties"][short], own], "description": _doc(found)}
 
     def _with_connection(self, word: str, found: type[Settings]) -> Schema:
         """Its own settings, with the name of a connection or with the settings of one."""

@@ -207,6 +207,11 @@ SEEN: dict[str, Seen] = {
     "route-retry": Seen(("202", '{"id": "A1"}'), when=the_server_comes_late),
     "route-sources": Seen(("202", "OK"), {"var/orders.jsonl": '{"id": "A1"}\n{"id": "A2"}\n'}),
     "step-filter": Seen(("202", "202"), {"var/big.jsonl": '{"id": "A2", "total": 5000}\n'}),
+    "step-log": Seen(
+        ("202",),
+        {"var/large.jsonl": '{"id": "A1", "card": "4111", "total": 1100.10}\n'},
+        ("order A1 came", "order A1 is large"),
+    ),
     "step-map": Seen(
         ("202",),
         {

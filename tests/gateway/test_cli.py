@@ -563,20 +563,23 @@ def test_a_banner_without_http_and_files_uses_commands_of_the_gateway(tmp_path: 
         ('[{map: {who: "{{ transport.params.name }}", asked: "{{ body.question }}"}}]', {"question": "text"}, True),
         ("[{map: {lines: {each: body.items, as: item, do: {sku: '{{ item.sku }}'}}}}]", {"items": "text"}, False),
         ("[{try: {steps: [{set: {subject: '{{ body.id }}'}}], catch: []}}]", {"id": "text"}, False),
+        ("[{log: {text: 'order {{ body.id }}', fields: {n: '{{ body.n }}'}}}]", {"id": "text", "n": "text"}, False),
     ],
-    ids=["map", "compared", "methods", "params", "list", "pattern"],
+    ids=["map", "compared", "methods", "params", "list", "pattern", "log"],
 )  # fmt: skip
 def test_a_banner_suggests_a_body_that_the_route_takes(
-    tmp_path: Path, run: Run, steps: str, body: Any, sure: bool
+    tmp_path: Path, run: Run, steps: str, body: Any, sure: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     from gateway.banner import commands
 
+    caplog.set_level(logging.DEBUG, "gateway")
     source = '{http: {listen: "127.0.0.1:8081", path: "/hello/{name}"}}'
     text = f"version: 1\nroutes:\n  a:\n    from: {source}\n    steps: {steps}\n    to: {{file: {{path: out.jsonl}}}}\n"
     (tmp_path / "routes.yaml").write_text(text)
     send, look = commands(load(Path("routes.yaml")))
     assert json.loads(shlex.split(send)[-2]) == body
     assert look == "tail -n 1 out.jsonl" if sure else look.endswith("gateway messages")
+    assert caplog.records == [], "a body that is made up is none to log"
 
 
 def test_a_banner_with_a_path_parameter_and_without_a_body(tmp_path: Path, run: Run) -> None:

@@ -14,6 +14,7 @@ from gateway.registry import component, words
 from gateway.testing import FakeHost, ManualClock
 
 if TYPE_CHECKING:
+    import transforms.log
     from adapters import (
         amqp,
         channel,
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     STEPS: list[type[Step]] = [
         filter.Step,
         format.Step,
+        transforms.log.Step,
         map.Step,
         parse.Step,
         set.Step,

@@ -34,7 +34,7 @@ def told(error: pytest.ExceptionInfo[ValidationError]) -> list[tuple[str, str]]:
         ("Sink", {"http", "mqtt", "tcp", "mllp", "file", "channel", "memory", "log", "drop", "udp", "amqp"}),
         ("Connection", {"mqtt", "amqp", "mqtt_broker"}),
         ("Format", {"json", "xml", "text", "form", "csv", "msgpack", "hl7", "fixed_width"}),
-        ("Step", {"parse", "format", "map", "set", "filter", "validate", "template"}),
+        ("Step", {"parse", "format", "map", "set", "filter", "validate", "template", "log"}),
     ],
 )
 def test_every_word_names_a_class_of_its_kind(kind: Any, some: set[str]) -> None:
@@ -52,7 +52,7 @@ def test_every_word_names_a_class_of_its_kind(kind: Any, some: set[str]) -> None
     [
         ("Sink", "htp", 'no sink is called "htp"; did you mean http?'),
         ("Source", "drop", 'no source is called "drop"'),
-        ("Step", "", 'no step is called ""; there are: filter, format, map'),
+        ("Step", "", 'no step is called ""; there are: filter, format, log, map'),
         ("Format", "_xml", 'no format is called "_xml"; did you mean xml?'),
         ("Sink", "os.path", 'no sink is called "os.path"'),
         ("Sink", "../x", 'no sink is called "../x"'),

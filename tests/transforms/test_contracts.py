@@ -223,6 +223,7 @@ async def test_a_format_keeps_its_contract(bench: type[Bench], check: Check) -> 
 STEPS: dict[str, tuple[Any, bytes, str]] = {
     "filter": ("body.n > 1", b'{"n": 2}', "application/json"),
     "format": ("xml", b'{"order": {"n": 1}}', "application/json"),
+    "log": ("n is {{ body.n }}", b'{"n": 2}', "application/json"),
     "map": ({"m": "{{ body.n }}"}, b'{"n": 2}', "application/json"),
     "parse": ("csv", b"a,b\n1,2\n", "text/plain"),
     "set": ({"subject": "{{ body.n }}"}, b'{"n": 2}', "application/json"),
