@@ -47,7 +47,7 @@ class Limits(BaseModel):
     xml_elements: int = Field(100_000, ge=1, description="elements of one XML document")
     xml_attributes: int = Field(128, ge=0, description="attributes of one XML element")
     decompressed_ratio: int = Field(100, ge=1, description="how many times larger a body may be once decompressed")
-    template_output: Size = Field(size("1MiB"), description="what one template may write")
+    template_output: Size = Field(size("1MiB"), description="what one template, or stylesheet, may write")
     in_flight: int = Field(256, ge=1, description="messages of one route taken and not yet answered; then senders wait")
     in_memory: int = Field(256, ge=1, description="stored messages of one route that are also held in memory")
     in_memory_size: Size = Field(size("64MiB"), description="bodies of those, together")

@@ -100,7 +100,8 @@ class Walk:
         self._terminal: asyncio.subprocess.Process | None = None
         self._said = folder / ".terminal"
         self._variables = ""
-        for original in [ROOT / "routes.yaml", *ROOT.glob("examples/**/*.yaml"), *ROOT.glob("examples/**/*.json")]:
+        examples = [path for kind in ("yaml", "json", "xsl") for path in ROOT.glob(f"examples/**/*.{kind}")]
+        for original in [ROOT / "routes.yaml", *examples]:
             self.place.put(original, str(original.relative_to(ROOT)))
         (folder / ".venv").symlink_to(sys.prefix)
 
@@ -225,7 +226,8 @@ def check_yaml(block: Block, folder: Path) -> None:
     Raises:
         ConfigError: it can't be loaded.
     """
-    shutil.copytree(ROOT / "examples/schemas", folder / "schemas")
+    for name in ("schemas", "stylesheets"):
+        shutil.copytree(ROOT / "examples" / name, folder / name)
     (folder / "tls").mkdir()
     Authority(folder / "tls", "ca").issue("server")
     path = folder / "routes.yaml"

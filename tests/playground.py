@@ -41,8 +41,9 @@ class Playground:
         return copy
 
     def put_schemas(self) -> None:
-        """The schemas that examples name."""
-        shutil.copytree(ROOT / "examples/schemas", self.folder / "schemas")
+        """The schemas and stylesheets that examples name."""
+        for name in ("schemas", "stylesheets"):
+            shutil.copytree(ROOT / "examples" / name, self.folder / name)
 
     def mapped(self, text: str) -> str:
         """The text with our ports."""

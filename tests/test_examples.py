@@ -227,6 +227,13 @@ SEEN: dict[str, Seen] = {
     ),
     "step-template": Seen(("202",), {"var/orders.txt": "Order A1: 2 x nut, 1 x bolt\n"}),
     "step-validate": Seen(("422", "body.customer is missing", "202")),
+    "step-xslt": Seen(
+        ("202", "422", "order A2 has no lines"),
+        {
+            "var/deliveries.xml": '<delivery order="A1" warehouse="north">'
+            '<item place="1">nut</item><item place="2">bolt</item></delivery>\n'
+        },
+    ),
     "tcp-framings": Seen((), log=("first", "second")),
     "to-drop": Seen(("202", "202"), {"var/events.jsonl": '{"kind": "alarm"}\n'}),
     "to-file": Seen(

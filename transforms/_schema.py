@@ -12,7 +12,7 @@ import jsonschema_rs
 from lxml import etree
 
 from gateway import Message, MessageError, Tree
-from transforms._xml import parser, root_of
+from transforms._xml import SameFolder, parser, root_of
 
 _SHOWN = 60
 _2020 = "https://json-schema.org/draft/2020-12/schema"
@@ -142,7 +142,7 @@ class XmlSchema:
     def __init__(self, path: Path) -> None:
         self.path = path
         reader = parser()
-        neighbours = _SameFolder(path)
+        neighbours = SameFolder(path, "schema")
         reader.resolvers.add(neighbours)
         try:
             self._schema = etree.XMLSchema(etree.parse(path, reader))
@@ -161,29 +161,6 @@ class XmlSchema:
         error: Any = next(iter(self._schema.error_log))  # type: ignore[call-overload]  # the stubs lack __iter__
         text = re.sub(rf"'([^']{{{_SHOWN}}})[^']*'", r"'\1…'", error.message or "is not valid").rstrip(".")
         raise MessageError(f"validate: line {error.line}: {_short(text)} ({self.path.name})")
-
-
-class _SameFolder(etree.Resolver):
-    """Lets a schema include only what is beside it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._folder = path.parent.resolve()
-        self.refused: str | None = None
-
-    def resolve(self, url: str, public_id: str | None, context: Any) -> Any:  # type: ignore[override]  # as it is called
-        parts = urlsplit(url)
-        path = Path(unquote(parts.path) if parts.scheme == "file" else url).resolve()
-        if parts.scheme not in ("", "file"):
-            self.refused = f"it includes {_short(url)}, which is never fetched; keep that schema beside it"
-        elif not path.is_relative_to(self._folder):
-            self.refused = f"it includes {path.name} from outside of its own folder; keep that schema beside it"
-        elif not path.is_file():
-            self.refused = f"it includes {path.relative_to(self._folder)}, and there is no such file beside it"
-        else:
-            return None
-        # An empty document is an error of its own, and nothing is read
-        return self.resolve_string("", context, base_url=url)
 
 
 def _path(root: str, steps: Any) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from lxml import etree
 
@@ -46,15 +48,21 @@ def prefix_of(name: str) -> str | None:
     return None if found is None else found[1] or ""
 
 
-def parser(charset: str | None = None) -> etree.XMLParser:
-    """A fresh hardened parser: no network, no entities, no DTD, no huge documents, no repairs."""
+def parser(charset: str | None = None, *, whole: bool = False) -> etree.XMLParser:
+    """A fresh hardened parser: no network, no entities, no DTD, no huge documents, no repairs.
+
+    whole: it keeps comments and processing instructions.
+    """
+    if whole:
+        return etree.XMLParser(encoding=charset, **{**_HARDENED, "remove_comments": False, "remove_pis": False})
     return etree.XMLParser(encoding=charset, **_HARDENED)
 
 
-def root_of(body: bytes, content_type: str, limits: Limits) -> etree._Element:
+def root_of(body: bytes, content_type: str, limits: Limits, *, whole: bool = False) -> etree._Element:
     """The root element of an XML document that keeps to the limits.
 
     Its encoding is that of the byte order mark, else of `charset` in the content type, else what it declares.
+    whole: with its comments and processing instructions.
 
     Raises:
         MessageError: not well formed, over a limit, or with a DTD, which is always refused.
@@ -66,7 +74,7 @@ def root_of(body: bytes, content_type: str, limits: Limits) -> etree._Element:
     if charset and body.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         charset = None
     try:
-        root = etree.fromstring(body, parser(charset))
+        root = etree.fromstring(body, parser(charset, whole=whole))
     except etree.XMLSyntaxError as error:
         raise _malformed(error) from None
     except LookupError:
@@ -117,3 +125,30 @@ def _malformed(error: etree.XMLSyntaxError) -> MessageError:
     # libxml2 quotes names, never text; a name may still be as long as the sender likes
     found = re.sub(r",? line \d+, column \d+.*|, (?:use|try) XML_PARSE_HUGE.*", "", found, flags=re.DOTALL)
     return MessageError(f"xml: malformed at line {line} column {column}: {found:.120}", code="malformed")
+
+
+class SameFolder(etree.Resolver):
+    """Lets a document that is compiled include only what is beside it, and notes what it was."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        """what: what such a document is, such as "schema", for the complaint."""
+        super().__init__()
+        self._folder = path.parent.resolve()
+        self._what = what
+        self.used: list[Path] = []
+        self.refused: str | None = None
+
+    def resolve(self, url: str, public_id: str | None, context: Any) -> Any:  # type: ignore[override]  # as it is called
+        parts = urlsplit(url)
+        path = Path(unquote(parts.path) if parts.scheme == "file" else url).resolve()
+        if parts.scheme not in ("", "file"):
+            self.refused = f"it includes {url:.200}, which is never fetched; keep that {self._what} beside it"
+        elif not path.is_relative_to(self._folder):
+            self.refused = f"it includes {path.name} from outside of its own folder; keep that {self._what} beside it"
+        elif not path.is_file():
+            self.refused = f"it includes {path.relative_to(self._folder)}, and there is no such file beside it"
+        else:
+            self.used.append(path)
+            return None
+        # An empty document is an error of its own, and nothing is read
+        return self.resolve_string("", context, base_url=url)

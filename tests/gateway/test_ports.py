@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         text,
         validate,
         xml,
+        xslt,
     )
 
     # mypy checks each of these assignments: a class that does not fit its port is an error of types.
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
         set.Step,
         template.Step,
         validate.Step,
+        xslt.Step,
     ]
     CONNECTIONS: list[type[Shared[Any]]] = [amqp.Connection, mqtt.Connection, mqtt_broker.Connection]
     HOSTS: list[Callable[..., Host]] = [FakeHost, EngineHost]

@@ -229,7 +229,11 @@ STEPS: dict[str, tuple[Any, bytes, str]] = {
     "set": ({"subject": "{{ body.n }}"}, b'{"n": 2}', "application/json"),
     "template": ("n is {{ body.n }}", b'{"n": 2}', "application/json"),
     "validate": (None, b'{"n": 2}', "application/json"),
+    "xslt": (None, b"<a><n>2</n></a>", "application/xml"),
 }
+_XSL = """<xsl:stylesheet version="1.0" xmlns:xsl="http://www.w3.org/1999/XSL/Transform">
+  <xsl:template match="/"><m><xsl:value-of select="a/n"/></m></xsl:template>
+</xsl:stylesheet>"""
 
 
 def step(word: str, tmp_path: Any) -> tuple[Any, Message]:
@@ -237,6 +241,9 @@ def step(word: str, tmp_path: Any) -> tuple[Any, Message]:
     if word == "validate":
         (tmp_path / "schema.json").write_text('{"type": "object", "required": ["n"]}')
         settings = {"schema": str(tmp_path / "schema.json")}
+    if word == "xslt":
+        (tmp_path / "a.xsl").write_text(_XSL)
+        settings = str(tmp_path / "a.xsl")
     host = FakeHost()
     return read_component("Step", {word: settings}), arriving(host, raw, content_type=content_type)
 
