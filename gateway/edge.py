@@ -218,7 +218,7 @@ class Edge:
     async def _refused(self, message: Message, refused: Refused, place: str | None, *, answers: bool) -> Outcome:
         """A refusal, once it is safe: where the sender can't be told, as a committed dead letter."""
         if answers:
-            if refused.code != "internal":  # a bug is logged already
+            if refused.code != "internal" or refused.detail:  # a bug of ours is logged already, and has no detail
                 self.inside.refusals.note(message, refused, place)
             return refused
         try:

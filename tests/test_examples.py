@@ -220,6 +220,10 @@ SEEN: dict[str, Seen] = {
         },
     ),
     "step-parse-format": Seen(("202",), {"var/orders.jsonl": '{"id":"A1"}\n'}),
+    "step-python": Seen(
+        ("202", "422", "no tax is known for XY", "500", "the gateway failed on this message"),
+        {"var/orders.jsonl": '{"id":"A1","country":"CH","total":100.00,"tax":8.10}\n'},
+    ),
     "step-set": Seen(
         ("202",),
         {"var/orders.jsonl": '{"id":"A1","customer":{"name":"Anna","tier":"new"}}\n'},

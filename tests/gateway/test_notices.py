@@ -43,6 +43,20 @@ def told(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
     ]
 
 
+async def test_a_fault_of_code_that_a_route_calls_is_in_the_log_in_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path)
+    async with bench.route(CHECKED) as route:
+        text = "python: shop.orders:priced raised KeyError: 'gift' (line 7)"
+        script("out").does = raises(MessageError(text, code="internal", told="a step failed"))
+        outcome = await post(route, {"good": True}, transport=PEER)
+    assert isinstance(outcome, Refused)
+    assert outcome.code == "internal"
+    ((line),) = told(caplog, "message refused")
+    assert (line["code"], line["reason"]) == ("internal", text.replace("'gift'", "…"))
+
+
 async def test_what_only_its_sender_heard_is_in_the_log_with_all_that_is_known(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,7 +34,7 @@ def told(error: pytest.ExceptionInfo[ValidationError]) -> list[tuple[str, str]]:
         ("Sink", {"http", "mqtt", "tcp", "mllp", "file", "channel", "memory", "log", "drop", "udp", "amqp"}),
         ("Connection", {"mqtt", "amqp", "mqtt_broker"}),
         ("Format", {"json", "xml", "text", "form", "csv", "msgpack", "hl7", "fixed_width"}),
-        ("Step", {"parse", "format", "map", "set", "filter", "validate", "template", "log", "xslt"}),
+        ("Step", {"parse", "format", "map", "set", "filter", "validate", "template", "log", "xslt", "python"}),
     ],
 )
 def test_every_word_names_a_class_of_its_kind(kind: Any, some: set[str]) -> None:

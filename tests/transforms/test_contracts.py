@@ -220,12 +220,19 @@ async def test_a_format_keeps_its_contract(bench: type[Bench], check: Check) -> 
     await check(bench())
 
 
+def doubled(message: Message) -> Tree:
+    """What the step `python` calls here."""
+    tree: Any = message.tree
+    return {"n": tree["n"] * 2}
+
+
 STEPS: dict[str, tuple[Any, bytes, str]] = {
     "filter": ("body.n > 1", b'{"n": 2}', "application/json"),
     "format": ("xml", b'{"order": {"n": 1}}', "application/json"),
     "log": ("n is {{ body.n }}", b'{"n": 2}', "application/json"),
     "map": ({"m": "{{ body.n }}"}, b'{"n": 2}', "application/json"),
     "parse": ("csv", b"a,b\n1,2\n", "text/plain"),
+    "python": (f"{__name__}:doubled", b'{"n": 2}', "application/json"),
     "set": ({"subject": "{{ body.n }}"}, b'{"n": 2}', "application/json"),
     "template": ("n is {{ body.n }}", b'{"n": 2}', "application/json"),
     "validate": (None, b'{"n": 2}', "application/json"),
