@@ -102,19 +102,19 @@ REFUSED_AT_LOAD = [
 
 @pytest.mark.parametrize("text", REFUSED_AT_LOAD, ids=range(len(REFUSED_AT_LOAD)))
 def test_is_refused_at_load(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError):
         Expression(text)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 3
     with pytest.raises(ConfigError):
         Template(f"a {{{{ {text} }}}}")
 
 
 def _refused_quickly_and_small(run: Expression | Template) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(MessageError):
         run(MESSAGE)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 3
     # apart from the clock, as tracing makes it several times slower
     tracemalloc.start()
     try:
