@@ -59,7 +59,7 @@ class Header(NamedTuple):
     @property
     def enhanced(self) -> bool:
         """Whether the sender asks for enhanced mode: it says a word of HL7 table 0155 in MSH-15 or MSH-16."""
-        return any(self.field(number).strip().upper() in _CONDITIONS for number in (15, 16))
+        return any(field.strip().upper() in _CONDITIONS for field in self.fields[14:16])
 
     @property
     def codec(self) -> str:
