@@ -108,7 +108,7 @@ class Exchange(asyncio.Protocol):
             # In TLS 1.3 a client hears after its handshake, if at all, that its certificate was asked for.
             text = "the peer closed the connection right after the handshake; does it ask for a client certificate?"
             self.end(PeerError(f"{self._who}: {text}", reconnect=True))
-        self.end(PeerError(str(lost(self._who, exc)), reconnect=True, answered=self._answered))
+        self.end(lost(self._who, exc, answered=self._answered))
         self.resume_writing()
         if not self._gone.done():
             self._gone.set_result(None)

@@ -58,10 +58,10 @@ class _Link(asyncio.Protocol):
         prepare(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        error = lost(self._who, exc)
-        # Many old receivers want a connection for each message.
-        habit = " after one answer; if it always does so, set keep_open: false" if self._answers == 1 else ""
-        error = PeerError(f"{error}{habit}", reconnect=True, answered=self._answers > 0)
+        error = lost(self._who, exc, answered=self._answers > 0)
+        if self._answers == 1:  # many old receivers want a connection for each message
+            habit = "after one answer; if it always does so, set keep_open: false"
+            error = PeerError(f"{error} {habit}", reconnect=True, answered=True)
         self._end(error)
 
     def data_received(self, data: bytes) -> None:

@@ -132,7 +132,7 @@ class Servers:
             server.close()
 
 
-def lost(who: str, error: Exception | None) -> PeerError:
-    """The link is gone, with the error that ended it or by the peer's own will."""
+def lost(who: str, error: Exception | None, *, answered: bool = False) -> PeerError:
+    """The link is gone, with the error that ended it or by the peer's own will. answered: as `PeerError` has it."""
     why = "the peer closed the connection" if error is None else link_fault(error)
-    return PeerError(f"{who}: {why}", reconnect=True)
+    return PeerError(f"{who}: {why}", reconnect=True, answered=answered)

@@ -84,8 +84,7 @@ class Source(Settings):
             ready()
             while True:
                 unread: OSError | None = None
-                await asyncio.to_thread(self._tell_links, links, host)
-                for path, stamp in await asyncio.to_thread(self._settled, seen, host.clock.monotonic()):
+                for path, stamp in await asyncio.to_thread(self._settled, seen, links, host):
                     try:
                         body = await asyncio.to_thread(self._read, path, stamp, host.limits.message + 1)
                     except OSError as error:  # it must not stand in the way of those behind it
@@ -112,26 +111,25 @@ class Source(Settings):
     def _failed(self) -> Path:
         return self.failed or self.folder / "failed"
 
-    def _candidates(self) -> list[Path]:
-        """What is there under a name that is taken, in the order of names."""
-        found = sorted(self.folder.glob(self.pattern))
-        return [path for path in found if not path.name.startswith(".") and path.suffix not in {".part", ".tmp"}]
+    def _settled(self, seen: dict[Path, tuple[Stamp, float]], links: set[Path], host: Host) -> list[tuple[Path, Stamp]]:
+        """Files that have not changed for long enough. Logs symbolic links that are left alone, each once.
 
-    def _tell_links(self, told: set[Path], host: Host) -> None:
-        """Logs symbolic links that are left alone, each once. told: those of which that was said."""
-        links = set() if self.follow_links else {path for path in self._candidates() if path.is_symlink()}
-        for path in sorted(links - told):
-            extra = {"route": host.route, "file": path.name, "reason": "follow_links is false"}
-            log.warning("symbolic link left alone", extra=extra)
-        told.intersection_update(links)
-        told.update(links)
-
-    def _settled(self, seen: dict[Path, tuple[Stamp, float]], now_s: float) -> list[tuple[Path, Stamp]]:
-        """Files that have not changed for long enough. seen: what they were, and since when, by path."""
+        seen: what the files were, and since when, by path. links: those of which that was said.
+        """
+        now_s = host.clock.monotonic()
         settled = []
-        there = set()
-        for path in self._candidates():
-            if not path.is_file() or (path.is_symlink() and not self.follow_links):
+        there, linked = set(), set()
+        for path in sorted(self.folder.glob(self.pattern)):
+            if path.name.startswith(".") or path.suffix in {".part", ".tmp"}:
+                continue
+            if not self.follow_links and path.is_symlink():
+                linked.add(path)
+                if path not in links:
+                    links.add(path)
+                    extra = {"route": host.route, "file": path.name, "reason": "follow_links is false"}
+                    log.warning("symbolic link left alone", extra=extra)
+                continue
+            if not path.is_file():
                 continue
             stamp = stamp_of(path)
             if stamp is None:
@@ -145,6 +143,7 @@ class Source(Settings):
                 settled.append((path, stamp))
         for gone in set(seen) - there:
             del seen[gone]
+        links &= linked
         return settled
 
     def _read(self, path: Path, stamp: Stamp, most: int) -> bytes | None:

@@ -12,15 +12,20 @@ from pydantic import AfterValidator
 from gateway import MessageError
 
 
-def _known(name: str) -> str:
+def _text_codec(name: str) -> str | None:
+    """Python's name for a charset; None: no text is in one of that name, as base64 is a codec too."""
     try:
         found = codecs.lookup(name)
-    except LookupError:
-        found = None
-    # base64 and its like are codecs too, but none of text
-    if found is None or not found._is_text_encoding:
+    except (LookupError, ValueError):
+        return None
+    return found.name if found._is_text_encoding else None
+
+
+def _known(name: str) -> str:
+    found = _text_codec(name)
+    if found is None:
         raise ValueError(f'no charset is called "{name}"; expected one such as utf-8, iso-8859-1 or cp1252')
-    return found.name
+    return found
 
 
 Charset = Annotated[str, AfterValidator(_known)]
@@ -41,14 +46,10 @@ def charset_of(content_type: str) -> str | None:
     charset = parameters.get_content_charset()
     if charset is None:
         return None
-    try:
-        known = codecs.lookup(charset)
-    except (LookupError, ValueError):
-        known = None
-    # base64 and its like are codecs too, but none of text
-    if known is None or not known._is_text_encoding:
+    known = _text_codec(charset)
+    if known is None:
         raise MessageError(f"body: charset {charset!r:.40} is not known; UTF-8 always is", code="unsupported")
-    return known.name
+    return known
 
 
 def decoded(word: str, body: bytes, content_type: str, default: str) -> str:
