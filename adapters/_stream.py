@@ -11,6 +11,7 @@ from typing import Protocol
 
 from adapters._admission import Admission
 from adapters._frames import Framer
+from adapters._handover import offer_of
 from adapters._link import Link, Slot
 from adapters._sockets import dial, listen, lost
 from gateway import (
@@ -23,7 +24,6 @@ from gateway import (
     ListenAt,
     Message,
     MessageError,
-    Offers,
     Outcome,
     PeerError,
     Workers,
@@ -89,8 +89,8 @@ class Intake:
         self._let_go_why = self._let_go_peer = ""
         self._idle = asyncio.Event()  # set when nothing is taken any more; whoever waits for it clears it first
         self._deliver = deliver
-        self._offer = deliver.offer if talk.answers and isinstance(deliver, Offers) else None
         self._workers = Workers(self._work, count=host.limits.in_flight, name=f"{host.route}:from")
+        self._offer = offer_of(deliver, self._workers) if talk.answers else None
 
     async def listen(self, at: ListenAt, ready: Callable[[], None], *, who: str) -> None:
         """Serves whoever connects, within the limits, until cancelled. `who` begins the sentences of errors.
@@ -163,7 +163,7 @@ class Intake:
         """Hands over, in the order of the calls."""
         self.taken += 1
         offer = self._offer
-        if offer is None or self._workers.waiting or not offer(message, partial(self._told, slot, message)):
+        if offer is None or not offer(message, partial(self._told, slot, message)):
             self._workers.put((slot, message))
 
     def let_go(self, why: str, text: str, peer: str, count: int = 1) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from adapters import _websocket_words as words
+from adapters._handover import offer_of
 from adapters._websocket_link import INTERNAL_ERROR, TRY_AGAIN_LATER, Link
 from gateway import (
     JSON,
@@ -17,7 +18,6 @@ from gateway import (
     Host,
     Message,
     MessageError,
-    Offers,
     Outcome,
     Refused,
     Workers,
@@ -64,7 +64,6 @@ class Intake:
         self.hears_rest = not self.answers
         self._host = host
         self._deliver = deliver
-        self._offer = deliver.offer if self.answers and isinstance(deliver, Offers) else None
         self._confirm = terms.confirm
         self._in_turn = terms.reply and not terms.confirm
         self._content_type = terms.content_type
@@ -74,6 +73,7 @@ class Intake:
         self._most_lag = max(_LAG_BODIES * host.limits.message, 1024 * 1024)
         self._idle = asyncio.Event()
         self.workers = Workers(self._work, count=host.limits.in_flight, name=f"{host.route}:websocket")
+        self._offer = offer_of(deliver, self.workers) if self.answers else None
 
     # A hearer of links
 
@@ -120,7 +120,7 @@ class Intake:
     def _put(self, slot: Slot) -> None:
         self.taken += 1
         offer = self._offer
-        if offer is None or self.workers.waiting or not offer(slot.message, partial(self._told, slot)):
+        if offer is None or not offer(slot.message, partial(self._told, slot)):
             self.workers.put(slot)
 
     def missed(self, why: str) -> None:

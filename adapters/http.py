@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from adapters._encoding import decompressed
+from adapters._handover import offer_of
 from adapters._http_client import failure, host_header, modified, peer_error, pool, read, target_of
 from adapters._http_pool import ConnectError, Pool
 from adapters._http_wire import WireError
@@ -33,7 +34,6 @@ from gateway import (
     Listen,
     Message,
     MessageError,
-    Offers,
     Outcome,
     PeerError,
     Refused,
@@ -148,7 +148,6 @@ class Source(Settings):
             ConfigError: the address can't be had.
         """
 
-        offer = deliver.offer if isinstance(deliver, Offers) else None
         usual = self.answer == Answer(status=self.answer.status)
         status = self.answer.status
 
@@ -160,7 +159,7 @@ class Source(Settings):
 
         def handle(request: Request) -> None:
             message = self._message(request)
-            if offer is not None and not workers.waiting and "content-encoding" not in request.headers:
+            if offer is not None and "content-encoding" not in request.headers:
                 request.taken = True
                 if offer(message, partial(settle, request, message)):
                     return
@@ -185,6 +184,7 @@ class Source(Settings):
             host.share(Listener(self.listen)) as listening,
             Workers(work, count=host.limits.in_flight, name=f"{host.route}:http") as workers,
         ):
+            offer = offer_of(deliver, workers)
             check = self._check if self.content_types else None
             with listening.mount(
                 self.path, self.methods, handle, limits=host.limits, check=check, refused=host.refused
